@@ -1,0 +1,60 @@
+"""What the user sees while work goes on: messages and progress. Bars on a terminal, plain lines when piped, silence off rank 0."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Step = Callable[..., None]
+"""`step(advance=1, note="")`: one unit of work is done; the note replaces the last one."""
+
+PLAIN_INTERVAL_S = 15.0
+
+console = Console(highlight=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Step]:
+    """Show how far a loop of `total` steps is, with rate and time left; yields the function to call after each step."""
+    if console.is_terminal and not console.quiet:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(title, total=total, note="")
+
+            def step(advance: int = 1, note: str = "") -> None:
+                bar.update(task, advance=advance, note=note)
+
+            yield step
+        return
+    yield _plain_lines(title, total)
+
+
+def _plain_lines(title: str, total: int) -> Step:
+    start = shown = time.monotonic()
+    done = 0
+
+    def step(advance: int = 1, note: str = "") -> None:
+        nonlocal done, shown
+        done += advance
+        now = time.monotonic()
+        if done < total and now - shown < PLAIN_INTERVAL_S:
+            return
+        shown = now
+        rate = done / max(now - start, 1e-9)
+        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
+        console.print(f"{title}: {done}/{total}, {rate:.2g}/s{left} {note}".rstrip())
+
+    return step

@@ -1,0 +1,93 @@
+"""A study as plain values: what the command line prints, figures draw and reports tabulate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sparsevit.sparsity import Sparsity
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Latency bounds in ms; a lower bound of 0 is none."""
+
+    min_ms: float
+    max_ms: float
+
+    def contains(self, latency_ms: float) -> bool:
+        return self.min_ms <= latency_ms <= self.max_ms
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A latency measured on the target: median and its confidence interval, ms."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One finished trial.
+
+    Predicted and measured latencies are never mixed; the same holds for accuracies of the search images (`accuracy`)
+    and of the confirmation images (`confirmed`).
+    """
+
+    number: int
+    sparsity: Sparsity
+    accuracy: Mapping[str, float]
+    predicted_ms: float
+    feasible: bool
+    seconds: float
+    started: datetime | None = None
+    worker: str = ""
+    confirmed: Mapping[str, float] | None = None
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A configuration shown beside the front, such as the dense subnet or a uniform ratio."""
+
+    label: str
+    sparsity: Sparsity
+    predicted_ms: float
+    accuracy: Mapping[str, float] | None = None
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One held-out check of the latency model."""
+
+    sparsity: Sparsity
+    predicted_ms: float
+    measured_ms: float
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """Everything known about one study, best first where order matters."""
+
+    name: str
+    target: str
+    metric: str
+    metrics: Sequence[str]
+    bounds: Bounds
+    trials: Sequence[TrialResult]
+    trials_asked: int
+    layer_names: Sequence[str]
+    front: Sequence[TrialResult] = ()
+    best: TrialResult | None = None
+    references: Sequence[Reference] = ()
+    held_out: Sequence[HeldOut] = ()
+    failed: int = 0
+    infeasible_avoided: int = 0
+    duplicates_avoided: int = 0
+    images_search: int | None = None
+    images_confirm: int | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict)

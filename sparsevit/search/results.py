@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from sparsevit.latency.results import HeldOut, Measured
 from sparsevit.sparsity import Sparsity
+
+__all__ = ["Bounds", "HeldOut", "Measured", "Reference", "StudyResults", "TrialResult"]
 
 
 @dataclass(frozen=True)
@@ -18,15 +21,6 @@ class Bounds:
 
     def contains(self, latency_ms: float) -> bool:
         return self.min_ms <= latency_ms <= self.max_ms
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A latency measured on the target: median and its confidence interval, ms."""
-
-    median_ms: float
-    low_ms: float
-    high_ms: float
 
 
 @dataclass(frozen=True)
@@ -58,15 +52,6 @@ class Reference:
     predicted_ms: float
     accuracy: Mapping[str, float] | None = None
     measured: Measured | None = None
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """One held-out check of the latency model."""
-
-    sparsity: Sparsity
-    predicted_ms: float
-    measured_ms: float
 
 
 @dataclass(frozen=True)

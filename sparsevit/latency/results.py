@@ -1,0 +1,25 @@
+"""Latencies as plain values, shared by the latency model and everything that shows one. Knows no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsevit.sparsity import Sparsity
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A latency measured on the target: median and its confidence interval, ms."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One held-out check of the latency model."""
+
+    sparsity: Sparsity
+    predicted_ms: float
+    measured_ms: float

@@ -1,0 +1,172 @@
+"""One Swin block on compact windows: attention and feed-forward run on kept windows alone.
+
+B batch, K kept windows, N tokens in a window, C channels, T tokens of the feature map, h heads. Attribute names give the
+state-dict keys of mmdet 2.x's Swin.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from sparsevit.model.windows import WindowTable
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows, with a learned bias for each relative position."""
+
+    relative_position_index: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        window: int,
+        *,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = qk_scale or (channels // heads) ** -0.5
+        self.attn_drop = attn_drop
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        self.register_buffer("relative_position_index", relative_position_index(window))
+        self.qkv = nn.Linear(channels, channels * 3, bias=qkv_bias)
+        self.proj = nn.Linear(channels, channels)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def bias(self) -> Tensor:
+        """Relative position bias, shape `(h, N, N)`."""
+        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+
+    def forward(self, x_WNC: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend inside each of `(windows, N, C)`; `mask` is added to the logits, shape `(windows, N, N)`."""
+        windows, tokens, channels = x_WNC.shape
+        qkv = self.qkv(x_WNC).view(windows, tokens, 3, self.heads, channels // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        bias = self.bias().to(q.dtype).unsqueeze(0)
+        if mask is not None:
+            bias = bias + mask.to(q.dtype).unsqueeze(1)
+        drop = self.attn_drop if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale)
+        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(windows, tokens, channels)))
+
+
+def relative_position_index(window: int) -> Tensor:
+    """Row of the bias table for each pair of tokens, shape `(N, N)`, in the order mmdet 2.x stores it."""
+    steps = torch.arange(window)
+    flat = (steps[:, None] * (2 * window - 1) + steps[None, :]).reshape(1, -1)
+    return (flat + flat.T).flip(1).contiguous()
+
+
+class ShiftedAttention(nn.Module):
+    """Holds the attention under the name that state dicts expect."""
+
+    def __init__(self, w_msa: WindowAttention) -> None:
+        super().__init__()
+        self.w_msa = w_msa
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, channels: int, hidden: int, drop: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Dropout(drop)),
+            nn.Linear(hidden, channels),
+            nn.Dropout(drop),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drops a whole residual branch of an image with probability `rate`."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        alive = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device, dtype=x.dtype) >= self.rate
+        return x * alive / (1 - self.rate)
+
+
+class SwinBlock(nn.Module):
+    """A plain or shifted block of a stage. Pruned windows keep their values."""
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        *,
+        window: int,
+        shift: int,
+        hidden: int,
+        qkv_bias: bool,
+        qk_scale: float | None,
+        drop: float,
+        attn_drop: float,
+        drop_path: float,
+        pad_before_norm: bool,
+        with_cp: bool,
+    ) -> None:
+        super().__init__()
+        self.shift = shift
+        self.pad_before_norm = pad_before_norm
+        self.with_cp = with_cp
+        self.norm1 = nn.LayerNorm(channels)
+        attention = WindowAttention(
+            channels, heads, window, qkv_bias=qkv_bias, qk_scale=qk_scale, attn_drop=attn_drop, proj_drop=drop
+        )
+        self.attn = ShiftedAttention(attention)
+        self.norm2 = nn.LayerNorm(channels)
+        self.ffn = FeedForward(channels, hidden, drop)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BTC: Tensor, table: WindowTable, kept: Tensor | None) -> Tensor:
+        """Update the tokens of kept windows in place and return the buffer.
+
+        Args:
+            x_BTC: tokens, shape `(B, T, C)`, or `(B, T + 1, C)` with a last row of zeros where the table has padding.
+            kept: kept windows of each image, shape `(B, K)`; None for all.
+        """
+        batch, buffer_rows, channels = x_BTC.shape
+        rows = table.rows(batch, buffer_rows, kept)
+        flat = x_BTC.view(-1, channels)
+        windows = flat.index_select(0, rows).view(-1, table.index.shape[1], channels)
+        mask, padding = self._window_masks(table, batch, kept)
+        if self.with_cp and windows.requires_grad:
+            windows = checkpoint(self._compute, windows, batch, mask, padding, use_reentrant=False)
+        else:
+            windows = self._compute(windows, batch, mask, padding)
+        flat.index_copy_(0, rows, windows.reshape(-1, channels).to(flat.dtype))
+        if table.padded:  # padding wrote into the spare row; the next block must read zeros there
+            x_BTC[:, -1].zero_()
+        return x_BTC
+
+    def _compute(self, x_WNC: Tensor, batch: int, mask: Tensor | None, padding: Tensor | None) -> Tensor:
+        normed = self.norm1(x_WNC)
+        if padding is not None:
+            normed = normed.masked_fill(padding.unsqueeze(-1), 0)
+        shape = (batch, -1, x_WNC.shape[-1])  # one entry per image, as stochastic depth drops whole images
+        x = x_WNC.reshape(shape) + self.drop_path(self.attn.w_msa(normed, mask).view(shape))
+        return x + self.drop_path(self.ffn(self.norm2(x)))
+
+    def _window_masks(self, table: WindowTable, batch: int, kept: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Shift mask `(B * K, N, N)` and, where norm comes before padding, which positions are padding `(B * K, N)`."""
+        windows = torch.arange(table.windows, device=table.index.device).repeat(batch) if kept is None else kept.reshape(-1)
+        mask = table.masks[table.mask_kind[windows]] if table.masks is not None and table.mask_kind is not None else None
+        if not table.padded or self.pad_before_norm:
+            return mask, None
+        return mask, table.index[windows] == table.index.max()

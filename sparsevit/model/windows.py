@@ -1,0 +1,96 @@
+"""Where windows lie: index tables between tokens and windows, shift masks, and the ranking of windows.
+
+Tokens never move. A table says which token stands where in which window, so that kept windows are gathered, computed and
+written back, and pruned ones are not touched.
+
+B batch, H W height and width in tokens, T tokens of a feature map (H*W), W windows, K kept windows, N tokens in a window,
+C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+MASKED = -100.0  # what Swin adds to attention between tokens that the cyclic shift made neighbours
+
+
+@dataclass(frozen=True, eq=False)
+class WindowTable:
+    """One partition (plain or shifted) of an H x W map into W windows of N tokens.
+
+    index: token of each window position, shape `(W, N)`; `T` where the position is padding.
+    padded: whether there is any padding.
+    mask_kind: shape `(W,)`, which row of `masks` a window uses; None if nothing is shifted.
+    masks: shape `(4, N, N)`, 0 or `MASKED`; kinds are interior, right edge, bottom edge, corner.
+    """
+
+    index: Tensor
+    padded: bool
+    mask_kind: Tensor | None
+    masks: Tensor | None
+
+    @property
+    def windows(self) -> int:
+        return self.index.shape[0]
+
+    def rows(self, batch: int, tokens: int, kept: Tensor | None) -> Tensor:
+        """Flat indices of the kept windows' tokens in a `(B * tokens, C)` buffer; shape `(B * K * N,)`.
+
+        `tokens` counts the rows each image has in that buffer (T, or T + 1 where there is padding).
+        """
+        offset = torch.arange(batch, device=self.index.device).view(-1, 1, 1) * tokens
+        index = self.index.unsqueeze(0) if kept is None else self.index[kept]
+        return (index + offset).view(-1)
+
+
+@lru_cache(maxsize=256)
+def window_table(height: int, width: int, window: int, shift: int, device: torch.device) -> WindowTable:
+    """The table of an H x W map, computed once per size, shift and device."""
+    padded_h, padded_w = (-(-side // window) * window for side in (height, width))
+    y = (torch.arange(padded_h) + shift) % padded_h
+    x = (torch.arange(padded_w) + shift) % padded_w
+    index = torch.where((y[:, None] < height) & (x[None, :] < width), y[:, None] * width + x[None, :], height * width)
+    index = partition(index, window)
+    kind = masks = None
+    if shift:
+        rows, columns = padded_h // window, padded_w // window
+        at_bottom = (torch.arange(rows) == rows - 1).int()[:, None]
+        at_right = (torch.arange(columns) == columns - 1).int()[None, :]
+        kind = (2 * at_bottom + at_right).view(-1).to(device)
+        masks = _shift_masks(window, shift).to(device)
+    has_padding = (padded_h, padded_w) != (height, width)
+    return WindowTable(index.to(device), has_padding, kind, masks)
+
+
+def partition(grid: Tensor, window: int) -> Tensor:
+    """Windows of a map: `(H, W)`, both multiples of `window`, to `(windows, window * window)`, row by row."""
+    height, width = grid.shape
+    grid = grid.view(height // window, window, width // window, window)
+    return grid.permute(0, 2, 1, 3).reshape(-1, window * window)
+
+
+def _shift_masks(window: int, shift: int) -> Tensor:
+    """Masks by kind, shape `(4, N, N)`: tokens attend to each other only inside the same side of a cut."""
+    first = torch.zeros(window, dtype=torch.long)
+    cut = (torch.arange(window) >= window - shift).long()
+    masks = []
+    for down, right in ((first, first), (first, cut), (cut, first), (cut, cut)):
+        region = (2 * down[:, None] + right[None, :]).view(-1)
+        masks.append((region[:, None] != region[None, :]) * MASKED)
+    return torch.stack(masks)
+
+
+def rank_windows(magnitude: Tensor, table: WindowTable) -> Tensor:
+    """Windows from most to least active, shape `(B, W)`.
+
+    Args:
+        magnitude: mean absolute activation of each token, shape `(B, T)`. A window's score is the L2 norm of its tokens'
+            magnitudes, padding counting as 0 (SparseViT, section 3.1).
+    """
+    padded = torch.cat([magnitude, magnitude.new_zeros(len(magnitude), 1)], dim=1) if table.padded else magnitude
+    score = padded[:, table.index].square().sum(dim=-1)
+    return score.argsort(dim=-1, descending=True, stable=True)

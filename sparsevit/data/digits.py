@@ -1,0 +1,268 @@
+"""Handwritten digits at many scales on photographs: small objects on a large canvas, with boxes, masks and ten classes.
+
+Digits are scikit-learn's 1,797 scans of 8 x 8 pixels, photographs its two sample images. The training and the validation
+split share neither a digit nor a part of a photograph. A *scene* says what lies where; rendering it is the same code on
+the CPU (writing a data set) and on a GPU (composing training batches without a file).
+
+B scenes, D digits in a scene (padded with empty ones), N digits in a batch, h w canvas pixels, G side of a rendered glyph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparsevit.errors import UserError
+
+CLASSES = tuple(str(digit) for digit in range(10))
+SPLITS = ("train", "val")
+MAX_DIGITS = 14
+MIN_DIGITS = 5
+MIN_SIDE = 26  # pixels, of a digit's larger side
+MAX_SHARE = 0.28  # largest digit, as a share of the canvas's smaller side
+CHUNK = 32  # scenes drawn from one generator; scene i depends on the seed and i alone
+VAL_EVERY = 6  # every sixth scan is kept for validation
+TRAIN_SHARE = 0.65  # of a photograph's width
+INK_THRESHOLD = 0.45  # of full ink, where a digit's mask ends
+EDGE = 3.0  # how steeply ink becomes opaque around that threshold
+CANDIDATES = 24  # places tried for each digit before it is left out
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """What a batch of images shows.
+
+    labels: digit class, -1 for an empty place, shape `(B, D)`.
+    glyphs: row in the split's scans, shape `(B, D)`.
+    centres: x, y in pixels, shape `(B, D, 2)`.
+    sides: pixels that the scan's 8 x 8 frame spans, shape `(B, D)`.
+    turns: rotation (radians), aspect (log of width over height) and slant, shape `(B, D, 3)`.
+    inks: colour, 0 to 1, before it is set apart from its background, shape `(B, D, 3)`.
+    photos: which photograph, shape `(B,)`.
+    views: centre x, y and height of the crop as shares of the photograph, and flip (0 or 1), shape `(B, 4)`.
+    lights: contrast and brightness of the background, shape `(B, 2)`.
+    """
+
+    labels: NDArray[np.int64]
+    glyphs: NDArray[np.int64]
+    centres: NDArray[np.float32]
+    sides: NDArray[np.float32]
+    turns: NDArray[np.float32]
+    inks: NDArray[np.float32]
+    photos: NDArray[np.int64]
+    views: NDArray[np.float32]
+    lights: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Images and what is in them.
+
+    images: uint8 RGB, shape `(B, 3, h, w)`.
+    boxes, labels, masks: for each image, `(n, 4)` pixels x1 y1 x2 y2; `(n,)`; bool `(n, h, w)`.
+    """
+
+    images: Tensor
+    boxes: list[Tensor]
+    labels: list[Tensor]
+    masks: list[Tensor]
+
+
+@lru_cache(maxsize=1)
+def _scans() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    return (digits.images / 16).astype(np.float32), digits.target.astype(np.int64)
+
+
+@lru_cache(maxsize=2)
+def scans(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Scans `(n, 8, 8)`, ink from 0 to 1, and their classes `(n,)`."""
+    images, labels = _scans()
+    held_out = np.arange(len(labels)) % VAL_EVERY == 0
+    chosen = held_out if _check(split) == "val" else ~held_out
+    return images[chosen], labels[chosen]
+
+
+@lru_cache(maxsize=2)
+def photographs(split: str) -> NDArray[np.float32]:
+    """This split's part of the sample photographs, RGB from 0 to 1, shape `(2, 3, height, width)`."""
+    from sklearn.datasets import load_sample_images
+
+    images: Any = load_sample_images().images
+    photos = np.stack([np.asarray(image, np.float32) / 255 for image in images]).transpose(0, 3, 1, 2)
+    cut = int(photos.shape[-1] * TRAIN_SHARE)
+    return np.ascontiguousarray(photos[..., :cut] if _check(split) == "train" else photos[..., cut:])
+
+
+def draw_scenes(split: str, seed: int, start: int, count: int, size: tuple[int, int]) -> Scenes:
+    """Scenes `start` to `start + count` of an endless, reproducible series for a canvas of `(height, width)` pixels.
+
+    Raises:
+        UserError: if the canvas is too small for the smallest digit.
+    """
+    if min(size) * MAX_SHARE < MIN_SIDE:
+        raise UserError(f"image size {size[0]}x{size[1]} is too small for the digits: at least {MIN_SIDE / MAX_SHARE:.0f}")
+    first, last = start // CHUNK, -(-(start + count) // CHUNK)
+    chunks = [_draw_chunk(split, seed, number, size) for number in range(first, last)]
+    keep = slice(start - first * CHUNK, start - first * CHUNK + count)
+    names = Scenes.__dataclass_fields__
+    return Scenes(**{name: np.concatenate([getattr(chunk, name) for chunk in chunks])[keep] for name in names})
+
+
+def _draw_chunk(split: str, seed: int, number: int, size: tuple[int, int]) -> Scenes:
+    rng = np.random.default_rng([seed, SPLITS.index(split), number])
+    height, width = size
+    _, classes = scans(split)
+    shape = (CHUNK, MAX_DIGITS)
+    glyphs = rng.integers(len(classes), size=shape)
+    wanted = rng.integers(MIN_DIGITS, MAX_DIGITS + 1, size=CHUNK)
+    log_sides = rng.uniform(np.log(MIN_SIDE), np.log(min(size) * MAX_SHARE), size=shape)
+    sides = np.exp(-np.sort(-log_sides, axis=1))  # large ones are placed first
+    turns = rng.normal(0, (0.12, 0.08, 0.08), size=(*shape, 3)).clip(-0.3, 0.3)
+    centres = np.zeros((*shape, 2))
+    placed = np.zeros(shape, bool)
+    extent = np.array([width, height])
+    for place in range(MAX_DIGITS):
+        margin = sides[:, None, place, None] * 0.55
+        candidates = margin + rng.random((CHUNK, CANDIDATES, 2)) * (extent - 2 * margin)
+        gap = np.abs(candidates[:, :, None] - centres[:, None, :place]).max(axis=-1)
+        needed = 0.5 * (sides[:, None, place, None] + sides[:, None, :place])
+        free = ((gap >= needed) | ~placed[:, None, :place]).all(axis=-1)
+        choice = free.argmax(axis=1)
+        centres[:, place] = candidates[np.arange(CHUNK), choice]
+        placed[:, place] = free.any(axis=1) & (place < wanted)
+    photos = rng.integers(len(photographs(split)), size=CHUNK)
+    views = np.stack([rng.random(CHUNK), rng.random(CHUNK), rng.uniform(0.45, 0.95, CHUNK), rng.integers(2, size=CHUNK)], 1)
+    lights = np.stack([rng.uniform(0.6, 1.1, CHUNK), rng.uniform(-0.15, 0.15, CHUNK)], axis=1)
+    labels = np.where(placed, classes[glyphs], -1)
+    as_float = np.float32
+    return Scenes(
+        labels=labels,
+        glyphs=glyphs,
+        centres=centres.astype(as_float),
+        sides=sides.astype(as_float),
+        turns=turns.astype(as_float),
+        inks=rng.random((*shape, 3), dtype=as_float),
+        photos=photos,
+        views=views.astype(as_float),
+        lights=lights.astype(as_float),
+    )
+
+
+def render(split: str, scenes: Scenes, size: tuple[int, int], device: torch.device | str = "cpu") -> Rendered:
+    """Paint scenes. A digit whose visible ink is under 12 pixels is left out of the annotations."""
+    device = torch.device(device)
+    images = _backgrounds(split, scenes, size, device)
+    scene_of, place_of = np.nonzero(scenes.labels >= 0)
+    side = int(np.ceil(scenes.sides.max() * 1.5 / 2) * 2)
+    ink = _glyph_ink(split, scenes, scene_of, place_of, side, device)
+    corners = np.round(scenes.centres[scene_of, place_of] - side / 2).astype(int)
+    colours = torch.from_numpy(scenes.inks[scene_of, place_of]).to(device)
+    masks = torch.zeros(len(ink), *size, dtype=torch.bool, device=device)
+    for i, (scene, (x, y)) in enumerate(zip(scene_of.tolist(), corners.tolist(), strict=True)):
+        top, left, bottom, right = max(y, 0), max(x, 0), min(y + side, size[0]), min(x + side, size[1])
+        part = ink[i, top - y : bottom - y, left - x : right - x]
+        region = images[scene, :, top:bottom, left:right]
+        opacity = ((part - INK_THRESHOLD) * EDGE + 0.5).clamp(0, 1)
+        region.copy_(torch.lerp(region, _apart(colours[i], region)[:, None, None], opacity))
+        masks[i, top:bottom, left:right] = part > INK_THRESHOLD
+    boxes, visible = _boxes(masks)
+    labels = torch.from_numpy(scenes.labels[scene_of, place_of]).to(device)
+    counts = np.bincount(scene_of, minlength=len(scenes)).tolist()
+    parts = list(zip(boxes.split(counts), labels.split(counts), masks.split(counts), visible.split(counts), strict=True))
+    return Rendered(
+        images=(images.clamp(0, 1) * 255).round().to(torch.uint8),
+        boxes=[box[seen] for box, _, _, seen in parts],
+        labels=[label[seen] for _, label, _, seen in parts],
+        masks=[mask[seen] for _, _, mask, seen in parts],
+    )
+
+
+def _backgrounds(split: str, scenes: Scenes, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Crops of the photographs, relit; float `(B, 3, h, w)` from 0 to 1."""
+    photos = torch.from_numpy(photographs(split)).to(device)
+    photo_h, photo_w = photos.shape[-2:]
+    view = torch.from_numpy(scenes.views).to(device)
+    half_h = view[:, 2]
+    half_w = half_h * photo_h / photo_w * (size[1] / size[0])
+    shrink = (1 / half_w).clamp(max=1)
+    half_h, half_w = half_h * shrink, half_w * shrink
+    theta = torch.zeros(len(scenes), 2, 3, device=device)
+    theta[:, 0, 0] = half_w * (1 - 2 * view[:, 3])
+    theta[:, 1, 1] = half_h
+    theta[:, 0, 2] = (2 * view[:, 0] - 1) * (1 - half_w)
+    theta[:, 1, 2] = (2 * view[:, 1] - 1) * (1 - half_h)
+    grid = F.affine_grid(theta, [len(scenes), 3, *size], align_corners=False)
+    chosen = photos[torch.from_numpy(scenes.photos).to(device)]
+    images = F.grid_sample(chosen, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    light = torch.from_numpy(scenes.lights).to(device)[:, :, None, None, None]
+    return ((images - 0.5) * light[:, 0] + 0.5 + light[:, 1]).clamp(0, 1)
+
+
+def _glyph_ink(
+    split: str,
+    scenes: Scenes,
+    scene_of: NDArray[np.intp],
+    place_of: NDArray[np.intp],
+    side: int,
+    device: torch.device,
+) -> Tensor:
+    """Scans turned, stretched and enlarged to their size in pixels, centred; ink `(N, G, G)`, about 0 to 1."""
+    glyphs = torch.from_numpy(scans(split)[0][scenes.glyphs[scene_of, place_of]])[:, None]
+    glyphs = F.pad(glyphs, (2, 2, 2, 2)).to(device)  # 12 x 12: bicubic edges fade to nothing
+    scale = torch.from_numpy(side / (scenes.sides[scene_of, place_of] * 1.5))
+    angle, aspect, slant = torch.from_numpy(scenes.turns[scene_of, place_of]).unbind(1)
+    stretch = torch.exp(aspect / 2)
+    theta = torch.zeros(len(glyphs), 2, 3)
+    theta[:, 0, 0] = angle.cos() * scale / stretch
+    theta[:, 0, 1] = (angle.sin() + slant) * scale / stretch
+    theta[:, 1, 0] = -angle.sin() * scale * stretch
+    theta[:, 1, 1] = angle.cos() * scale * stretch
+    grid = F.affine_grid(theta, [len(glyphs), 1, side, side], align_corners=False)
+    ink = F.grid_sample(glyphs, grid.to(device), mode="bicubic", padding_mode="zeros", align_corners=False)
+    return ink[:, 0]
+
+
+def _apart(colour: Tensor, background: Tensor) -> Tensor:
+    """A colour that can be told from its background `(3, h, w)`: light on dark, dark on light."""
+    light = 1 - colour * 0.35
+    dark = colour * 0.3
+    return torch.where(background.mean() > 0.45, dark, light)
+
+
+def _boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Tight boxes `(N, 4)` of masks `(N, h, w)`, and which masks have enough pixels to count."""
+    height, width = masks.shape[-2:]
+    columns, rows = masks.any(dim=1), masks.any(dim=2)
+    x1, y1 = columns.float().argmax(dim=1), rows.float().argmax(dim=1)
+    x2, y2 = width - columns.flip(1).float().argmax(dim=1), height - rows.flip(1).float().argmax(dim=1)
+    return torch.stack([x1, y1, x2, y2], dim=1).float(), masks.flatten(1).sum(dim=1) >= 12
+
+
+def batches(
+    split: str, seed: int, size: tuple[int, int], batch: int, *, start: int = 0, stride: int = 1, device: torch.device | str = "cpu"
+) -> Iterator[Rendered]:
+    """An endless stream of rendered batches: batch `start`, `start + stride`, … of the series."""
+    number = start
+    while True:
+        yield render(split, draw_scenes(split, seed, number * batch, batch, size), size, device)
+        number += stride
+
+
+def _check(split: str) -> str:
+    if split not in SPLITS:
+        raise UserError(f"there is no split {split!r}: {' or '.join(SPLITS)}")
+    return split

@@ -1,0 +1,26 @@
+"""What all tests share: few threads, hypothesis without deadlines, and GPU tests only where there is a GPU."""
+
+from __future__ import annotations
+
+import os
+
+# Tests time nothing; one thread each keeps small tensors fast and shared machines usable. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import settings
+
+# Examples take as long as the machine is busy, so time says nothing; drawn from the test's name, they are the same again.
+settings.register_profile("sparsevit", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("sparsevit")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not on_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-# Examples take as long as the machine is busy, so time says nothing; drawn from the test's name, they are the same again.
+# Time says nothing on a busy machine. Derandomised, the same examples are drawn every time.
 settings.register_profile("sparsevit", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("sparsevit")
 

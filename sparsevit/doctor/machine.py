@@ -28,11 +28,8 @@ def devices() -> list[Finding]:
     unseen = _gpus_of_driver() if len(names) == 1 else []
     if unseen:
         detail = f"{', '.join(unseen)}: there, but torch {torch.__version__} cannot use it"
-        findings.append(
-            Finding(
-                "gpu", State.WARNING, detail, f"update the NVIDIA driver to one that runs CUDA {torch.version.cuda}"
-            )
-        )
+        cure = f"update the NVIDIA driver to one that runs CUDA {torch.version.cuda}"
+        findings.append(Finding("gpu", State.WARNING, detail, cure))
     return findings
 
 

@@ -22,6 +22,8 @@ Installed = Callable[[str], str | None]
 EXTRA = "openmmlab"
 MMCV = "1.7.2"
 """The one release that works: older ones break on today's yapf, and 2.x is another library."""
+OPENCV = "opencv-python-headless"
+"""The OpenCV that runs without a display's libraries."""
 PYTHONS = ((3, 11), (3, 12))
 _MMCV = ("mmcv", "mmcv-full")
 
@@ -34,7 +36,7 @@ def installed_version(package: str) -> str | None:
 
 
 def requirements() -> list[Requirement]:
-    """What a search with the default evaluator needs, mmcv aside; empty where sparsevit runs without being installed."""
+    """What a search with the default evaluator needs, mmcv aside; empty where sparsevit is not installed."""
     try:
         lines = metadata("sparsevit").get_all("Requires-Dist") or []
     except PackageNotFoundError:
@@ -47,9 +49,9 @@ def requirements() -> list[Requirement]:
     ]
 
 
-def python(running: Sequence[int] = sys.version_info) -> Finding:
-    name = ".".join(map(str, running[:3]))
-    if tuple(running[:2]) in PYTHONS:
+def python(running: tuple[int, int, int] = sys.version_info[:3]) -> Finding:
+    name = ".".join(map(str, running))
+    if running[:2] in PYTHONS:
         return Finding("python", State.OK, name)
     return Finding("python", State.WRONG, f"{name}; 3.11 or 3.12 is needed", "make clean search PYTHON=python3.12")
 
@@ -72,8 +74,8 @@ def _version(wanted: Requirement, found: str | None) -> Finding:
 def mmcv(installed: Installed = installed_version) -> Finding:
     """mmcv or mmcv-full, which are one package under two names: exactly one of them."""
     plain, full = (installed(name) for name in _MMCV)
-    # Its own set-up needs an older setuptools, and asks for the OpenCV that it finds: this one needs no display.
-    build = f"{install('setuptools<81', 'wheel', 'opencv-python-headless')} && {install('--no-build-isolation', f'mmcv=={MMCV}')}"
+    # Its own set-up needs an older setuptools, and asks for the OpenCV that it finds.
+    build = f"{install('setuptools<81', 'wheel', OPENCV)} && {install('--no-build-isolation', f'mmcv=={MMCV}')}"
     if plain and full:
         detail = f"mmcv {plain} and mmcv-full {full} overwrite each other"
         return Finding("mmcv", State.WRONG, detail, f"{_pip()} uninstall -y mmcv mmcv-full && {build}")
@@ -86,9 +88,9 @@ def mmcv(installed: Installed = installed_version) -> Finding:
 
 
 def imports(load: Callable[[str], object] = import_module) -> list[Finding]:
-    """Do the packages that are most often broken import? What imports says little, and is one finding with the operators."""
+    """The first package that is there but does not import; where all do, the operators that they use."""
     cures = {
-        "cv2": f"{_pip()} uninstall -y opencv-python && {install('--force-reinstall', '--no-deps', 'opencv-python-headless')}",
+        "cv2": f"{_pip()} uninstall -y opencv-python && {install('--force-reinstall', '--no-deps', OPENCV)}",
         "torchvision": install("--force-reinstall", "torch==2.11.0", "torchvision==0.26.0"),
         "sparsevit.openmmlab": install("--force-reinstall", "--no-deps", "mmdet==2.28.2"),
     }

@@ -114,10 +114,18 @@ class TestFront:
 
     def test_a_best_trial_that_is_not_confirmed_counts_as_predicted(self, finished: StudyResults) -> None:
         plain = [replace(one, confirmed=None, measured=None) for one in finished.front]
-        drawn = traces(front(replace(finished, front=plain, best=plain[-1])))
+        trials = [replace(one, confirmed=None, measured=None) for one in finished.trials]
+        drawn = traces(front(replace(finished, trials=trials, front=plain, best=plain[-1])))
         assert "best (measured)" not in drawn
         assert "confirmed (measured)" not in drawn
         assert points(drawn["best (predicted)"]) == [(plain[-1].predicted_ms, plain[-1].accuracy["bbox_mAP"])]
+
+    def test_a_confirmed_trial_off_the_front_stays_in_sight(self, finished: StudyResults) -> None:
+        drawn = traces(front(replace(finished, front=finished.front[1:])))
+        fallen = finished.front[0]
+        assert fallen.measured is not None
+        assert fallen.measured.median_ms in drawn["confirmed (measured)"].x
+        assert fallen.predicted_ms in drawn["trials (predicted)"].x
 
     def test_without_a_feasible_trial(self, infeasible: StudyResults) -> None:
         drawn = traces(front(infeasible))
@@ -160,7 +168,7 @@ class TestPredictedVsMeasured:
         drawn = {name.split(" (")[0]: trace for name, trace in traces(predicted_vs_measured(finished)).items()}
         assert set(drawn) == {"identity", "held out", "confirmed", "references"}
         assert points(drawn["confirmed"]) == [
-            (one.predicted_ms, one.measured.median_ms) for one in finished.front if one.measured
+            (one.predicted_ms, one.measured.median_ms) for one in finished.trials if one.measured
         ]
 
     def test_the_identity_spans_everything(self, finished: StudyResults) -> None:
@@ -243,7 +251,10 @@ def test_an_empty_study_gives_a_sentence_and_no_chart(empty: StudyResults, name:
 @pytest.mark.parametrize("name", FIGURES)
 def test_metrics_that_are_missing_or_no_number_are_left_out(finished: StudyResults, name: str) -> None:
     bad = [{}, {"bbox_mAP": float("nan")}, {"segm_mAP": 0.5}]
-    trials = [replace(one, number=100 + i, accuracy=bad[i % 3]) for i, one in enumerate(finished.trials)]
+    trials = [
+        replace(one, number=100 + i, accuracy=bad[i % 3], confirmed=None, measured=None)
+        for i, one in enumerate(finished.trials)
+    ]
     drawn = FIGURES[name].draw(replace(finished, trials=[*finished.trials, *trials]))
     assert drawn.to_dict() == FIGURES[name].draw(finished).to_dict()
 

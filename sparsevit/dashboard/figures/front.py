@@ -42,7 +42,8 @@ def front(results: StudyResults) -> go.Figure:
     infeasible = [trial for trial in trials if not trial.feasible]
     line = sorted(results.front, key=lambda trial: trial.predicted_ms)
     best = results.best
-    confirmed = [trial for trial in line if trial.confirmed is not None and trial.measured is not None]
+    # Not all of these need be on the front: what is measured may turn out slower, and later trials may beat it.
+    confirmed = [trial for trial in results.trials if trial.confirmed is not None and trial.measured is not None]
     if best in confirmed:
         confirmed.remove(best)
 

@@ -29,7 +29,7 @@ def predicted_vs_measured(results: StudyResults) -> go.Figure:
         ],
         "confirmed": [
             _Point(f"trial {one.number}: {one.sparsity}", one.predicted_ms, one.measured)
-            for one in results.front
+            for one in results.trials
             if one.measured is not None
         ],
         "references": [

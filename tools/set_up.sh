@@ -11,20 +11,25 @@ extras=openmmlab,dashboard,dev
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_REQUIRE_VIRTUALENV=0
 
 fail() {
+    [[ ! -t 1 ]] || echo # below the line of the running step
     echo "error: $1" >&2
     exit 1
 }
 
 # A version manager's shim may stand on PATH for a Python that is not there, so every candidate is run.
 find_python() {
-    local candidate
+    local candidate bare=
     for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
-            echo "$candidate"
-            return
+            if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+                echo "$candidate"
+                return
+            fi
+            bare=$candidate
         fi
     done
-    fail "no Python 3.11 or 3.12 that runs as python3.11, python3.12 or python3: install one, or type make PYTHON=/path/to/python3.12"
+    [[ -z $bare ]] || fail "$bare cannot make environments: install its venv package (on Debian and Ubuntu python3-venv)"
+    fail "no Python 3.11 or 3.12 runs as python3.11, python3.12 or python3: install one, or type make PYTHON=/path/to/it"
 }
 
 # One line per step, with its time; on a terminal the time counts while the step runs.
@@ -57,8 +62,6 @@ fi
 
 if [[ ! -e $stamp || $(<"$stamp") != "$PWD" ]]; then
     python=$(find_python)
-    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
-        fail "$python cannot make virtual environments: install its venv package (on Debian and Ubuntu python3-venv)"
     step "environment with $("$python" -V)" "$python" -m venv --clear "$venv"
 fi
 rm -f "$stamp"
@@ -69,6 +72,6 @@ step "build tools" install setuptools wheel hatchling editables
 # libraries. A wheel from the cache may have been built beside another OpenCV, hence built anew, in seconds.
 step "OpenCV" install opencv-python-headless addict numpy packaging pillow pyyaml yapf
 step "mmcv" install --no-cache-dir --no-build-isolation mmcv
-step "PyTorch (2.5 GB where pip has none in its cache)" install torch torchvision
+step "PyTorch (2.5 GB to fetch unless cached)" install torch torchvision
 step "everything else" install --no-build-isolation --editable ".[$extras]"
 echo "$PWD" >"$stamp"

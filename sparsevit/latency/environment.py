@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def environment(target: Target) -> dict[str, str]:
     """Device, driver and versions under which `target` is measured on this machine; no host name, nothing personal.
 
-    Keys: `device` (model of the CPU or GPU), `cores` (that this process may use), `threads`, `torch`, `python`; on a GPU
+    Keys: `device` (model of the CPU or GPU), `cores` (that this process may use), `threads`, `torch`, `python`; on GPUs
     also `driver` and `cuda`.
 
     Raises:

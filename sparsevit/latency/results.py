@@ -17,6 +17,18 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Timing(Measured):
+    """A measured latency and how many samples it is the median of."""
+
+    samples: int
+
+    @property
+    def uncertainty(self) -> float:
+        """Half the width of the interval as a fraction of the median."""
+        return (self.high_ms - self.low_ms) / (2 * self.median_ms)
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """One held-out check of the latency model."""
 

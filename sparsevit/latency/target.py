@@ -87,9 +87,7 @@ class Target:
         if match is None:
             raise UserError(f"cannot read the target {text!r}: write it like {cls()}")
         device, threads, dtype, batch, size, engine, scope = match.groups()
-        return cls(
-            device, 0 if threads == "all" else int(threads), dtype, int(batch), parse_size(size), engine, scope
-        )
+        return cls(device, 0 if threads == "all" else int(threads), dtype, int(batch), parse_size(size), engine, scope)
 
     @property
     def on_gpu(self) -> bool:

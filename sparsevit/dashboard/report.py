@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +20,7 @@ from sparsevit.assets import asset
 from sparsevit.dashboard import tables
 from sparsevit.dashboard.figures import FIGURES
 from sparsevit.dashboard.page import Page
-from sparsevit.dashboard.text import accuracy_text, figure_of, metric_label, ms_text
+from sparsevit.dashboard.text import accuracy_text, figure_of, metric_label, ms_text, shown_metrics
 from sparsevit.errors import UserError
 from sparsevit.search.results import StudyResults
 
@@ -42,7 +41,7 @@ def write_report(results: StudyResults, path: Path, *, page: Page | None = None,
         results: what is reported.
         path: an HTML file; its folder is made if it is not there.
         page: which figures in which order; `dashboards/report.toml` if not given.
-        study: the study file as the user would type it, for the commands that reproduce the study.
+        study: the study file as it is typed in a shell, for the commands that reproduce the study.
 
     Raises:
         UserError: if the file cannot be written; nothing half-written is left.
@@ -71,7 +70,7 @@ def write_text(path: Path, text: str) -> None:
 
 def render(results: StudyResults, page: Page, study: str) -> str:
     """The report as one HTML text."""
-    metrics = tables.shown_metrics(results)
+    metrics = shown_metrics(results.metric, results.metrics)
     front = tables.front_rows(results)
     best = tables.trial_row(results.best, "best") if results.best else None
     compared = [row for row in (tables.dense_row(results), best) if row]
@@ -141,9 +140,7 @@ def _effort(results: StudyResults) -> Fact:
 
 
 def _commands(results: StudyResults, study: str) -> list[str]:
-    file = shlex.quote(study)
-    commands = [f"pip install sparsevit=={__version__}", f"sparsevit search {file} --trials {results.trials_asked}"]
-    return commands
+    return [f"sparsevit search {study} --trials {results.trials_asked}", f"sparsevit report {study}"]
 
 
 def _provenance(results: StudyResults) -> list[tuple[str, str]]:

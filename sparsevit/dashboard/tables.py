@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sparsevit.dashboard.text import accuracy_text, figure_of, measured_text, metric_label, ms_text
+from sparsevit.dashboard.text import accuracy_text, figure_of, measured_text, metric_label, ms_text, shown_metrics
 from sparsevit.search.results import Measured, Reference, StudyResults, TrialResult
 from sparsevit.sparsity import Sparsity
 
@@ -39,14 +39,9 @@ class Row:
         ]
 
 
-def shown_metrics(results: StudyResults) -> list[str]:
-    """The metric that was searched for, then the others."""
-    return [results.metric, *(metric for metric in results.metrics if metric != results.metric)]
-
-
 def columns(results: StudyResults) -> list[str]:
     """The titles over `Row.cells`."""
-    metrics = [metric_label(metric) for metric in shown_metrics(results)]
+    metrics = [metric_label(metric) for metric in shown_metrics(results.metric, results.metrics)]
     return ["configuration", *metrics, "predicted ms", "measured ms [interval]"]
 
 
@@ -87,7 +82,7 @@ def to_markdown(results: StudyResults) -> str:
         "",
         _line(titles),
         _line(["---"] + ["---:"] * (len(titles) - 1)),
-        *(_line(row.cells(shown_metrics(results))) for row in rows),
+        *(_line(row.cells(shown_metrics(results.metric, results.metrics))) for row in rows),
     ]
     if not rows:
         lines += ["", "No trial within the bounds yet."]
@@ -97,8 +92,8 @@ def to_markdown(results: StudyResults) -> str:
 
 
 def to_csv(results: StudyResults) -> str:
-    """The front as CSV with unrounded figures, a column each; what is not known is empty."""
-    metrics = shown_metrics(results)
+    """The front as CSV with every metric and unrounded figures, a column each; what is not known is empty."""
+    metrics = [results.metric, *(metric for metric in results.metrics if metric != results.metric)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     latencies = ["predicted_ms", "measured_ms", "measured_low_ms", "measured_high_ms"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 from sparsevit.search.results import Measured
+
+MAIN_METRICS = ("bbox_mAP", "segm_mAP")
+"""Of the dozens that COCO's evaluation gives, those that are shown besides the one that was searched for."""
 
 _METRICS = {"segm": "mask", "bbox": "bbox"}
 
@@ -15,6 +18,11 @@ def metric_label(metric: str) -> str:
     """`bbox_mAP` reads "bbox mAP" and `segm_mAP` reads "mask mAP"; any other name keeps its words."""
     first, _, rest = metric.partition("_")
     return f"{_METRICS[first]} {rest.replace('_', ' ')}" if first in _METRICS and rest else metric.replace("_", " ")
+
+
+def shown_metrics(metric: str, metrics: Sequence[str]) -> list[str]:
+    """The metric that was searched for, then the main ones among all `metrics`."""
+    return [metric, *(name for name in MAIN_METRICS if name in metrics and name != metric)]
 
 
 def figure_of(metrics: Mapping[str, float] | None, metric: str) -> float | None:

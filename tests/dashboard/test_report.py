@@ -94,7 +94,7 @@ def test_it_holds_every_figure_of_the_page_with_its_explanation(finished: StudyR
 
 
 def test_it_holds_the_table_provenance_and_commands(finished: StudyResults, tmp_path: Path) -> None:
-    text = report(finished, tmp_path, study="my studies/digits.toml").text
+    text = report(finished, tmp_path, study="'my studies/digits.toml'").text
     for trial in finished.front:
         assert trial.measured is not None
         assert str(trial.sparsity) in text

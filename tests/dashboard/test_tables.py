@@ -24,6 +24,12 @@ def test_columns_are_the_command_lines(finished: StudyResults) -> None:
     assert columns(finished) == titles
 
 
+def test_only_the_main_metrics_are_shown_and_csv_holds_all(finished: StudyResults) -> None:
+    many = replace(finished, metric="bbox_mAP_50", metrics=["bbox_mAP", "bbox_mAP_50", "bbox_mAP_s", "segm_mAP"])
+    assert columns(many)[1:4] == ["bbox mAP 50", "bbox mAP", "mask mAP"]
+    assert to_csv(many).startswith("trial,configuration,bbox_mAP_50,bbox_mAP,bbox_mAP_s,segm_mAP,confirmed,")
+
+
 def test_rows_hold_confirmed_figures_fastest_first(finished: StudyResults) -> None:
     rows = front_rows(finished)
     assert [row.predicted_ms for row in rows] == sorted(one.predicted_ms for one in finished.front)

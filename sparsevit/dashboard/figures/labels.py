@@ -7,9 +7,16 @@ from collections.abc import Sequence
 Point = tuple[float, float]
 _Box = tuple[float, float, float, float]
 
-# Size of a letter as shares of a plot: between what it is on a phone and on a desk.
-LETTER, HEIGHT = 0.018, 0.07
-_SIDES = {"bottom right": (0, -1), "bottom left": (-1, -1), "top left": (-1, 0), "top right": (0, 0)}
+# Size of a letter as shares of a plot as wide as a page; a phone shows labels larger.
+LETTER, HEIGHT = 0.011, 0.06
+_SIDES = {
+    "bottom right": (0.0, -1.0),
+    "bottom left": (-1.0, -1.0),
+    "bottom center": (-0.5, -1.0),
+    "top left": (-1.0, 0.0),
+    "top right": (0.0, 0.0),
+    "top center": (-0.5, 0.0),
+}
 
 
 def label_positions(
@@ -39,7 +46,7 @@ def label_positions(
     return positions
 
 
-def _box(point: Point, letters: int, right: int, up: int) -> _Box:
+def _box(point: Point, letters: int, right: float, up: float) -> _Box:
     width = letters * LETTER
     x, y = point[0] + right * width, point[1] + up * HEIGHT
     return x, x + width, y, y + HEIGHT

@@ -8,7 +8,7 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from sparsevit.dashboard.text import metric_label
+from sparsevit.dashboard.text import metric_label, shown_metrics
 from sparsevit.search.results import StudyResults
 from sparsevit.sparsity import Sparsity
 
@@ -74,7 +74,7 @@ def hover_rows(
     results: StudyResults, points: Sequence[tuple[str, Sparsity, Mapping[str, float]]]
 ) -> list[list[str | float | None]]:
     """`customdata` of points (name, sparsity, metrics) for `hover_template`: compact, for many thousands of them."""
-    others = [metric for metric in results.metrics if metric != results.metric]
+    _, *others = shown_metrics(results.metric, results.metrics)
     return [
         [
             escape(name), str(sparsity),
@@ -87,7 +87,7 @@ def hover_rows(
 def hover_template(results: StudyResults, *, latency: str, images: int | None) -> str:
     """Shows the configuration, its ratios by layer, every metric and the latency named by `latency`."""
     layers = [f"{escape(name)} %{{customdata[{i}]}}" for i, name in enumerate(results.layer_names, 2)]
-    others = [metric for metric in results.metrics if metric != results.metric]
+    _, *others = shown_metrics(results.metric, results.metrics)
     seen = f" ({images} images)" if images else ""
     lines = [
         "<b>%{customdata[0]}</b>: %{customdata[1]}",

@@ -30,7 +30,9 @@ class Evaluator(Protocol):
     def backbone(self) -> nn.Module:
         """The part whose latency is searched for; a `SparseBackbone`."""
 
-    def accuracy(self, sparsity: Sparsity, *, images: int | None = None, step: Step | None = None) -> Mapping[str, float]:
+    def accuracy(
+        self, sparsity: Sparsity, *, images: int | None = None, step: Step | None = None
+    ) -> Mapping[str, float]:
         """Metrics (fractions, 0 to 1, higher is better) of the subnet on the first `images` images, or on all.
 
         `step` is called after each batch with the number of images done. Deterministic: the same sparsity and images

@@ -1,0 +1,15 @@
+"""Arguments that the commands about a study share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the results; runs/NAME by default.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrule a key of the study file; may be given several times."),
+]

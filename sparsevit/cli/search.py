@@ -1,0 +1,74 @@
+"""`sparsevit search`: run a study, or go on with it, and say what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sparsevit.cli.options import Out, Settings, StudyFile
+
+if TYPE_CHECKING:
+    from sparsevit.search.results import StudyResults
+    from sparsevit.search.spec import StudySpec
+
+
+def search(
+    study: StudyFile,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Finished trials in total, those of earlier runs included.")
+    ] = None,
+    out: Out = None,
+    setting: Settings = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Overrule search.seed.")] = None,
+) -> None:
+    """Find the sparsity configurations with the best accuracy within a latency bound.
+
+    Stop it with Ctrl-C and type the same again to go on: nothing is measured or evaluated twice.
+
+    Example: sparsevit search studies/digits.toml --trials 100 --set latency.max='"60%"'
+    """
+    from sparsevit.search.run import search as run
+    from sparsevit.search.spec import StudySpec
+
+    spec = StudySpec.load(study, _settings(setting, seed))
+    results = run(spec, trials=trials, out=out)
+    _print(results, spec, study, out)
+
+
+def _settings(setting: list[str] | None, seed: int | None) -> list[str]:
+    return [*(setting or []), *([f"search.seed={seed}"] if seed is not None else [])]
+
+
+def _print(results: StudyResults, spec: StudySpec, study: Path, out: Path | None) -> None:
+    import shlex
+
+    from sparsevit.cli.tables import print_best, print_dense, print_front, print_latency_error, print_surprises
+    from sparsevit.console import console
+    from sparsevit.dashboard.report import write_report
+    from sparsevit.search.export import FINETUNE
+    from sparsevit.search.storage import shown
+
+    folder = spec.folder(out)
+    typed = shlex.quote(str(study))
+    report = write_report(results, folder / "report.html", study=typed)
+    url, config = shown(spec.url(out)), folder / FINETUNE
+    exported = results.best is not None and config.is_file()
+
+    print_dense(results)
+    print_latency_error(results)
+    print_front(results)
+    print_surprises(results)
+    print_best(results)
+    console.print(f"\ndatabase         {url}")
+    if exported:
+        console.print(f"finetune config  {config}")
+    console.print(f"report           {report}")
+    place = f" --out {shlex.quote(str(out))}" if out else ""
+    console.print("\nnext:")
+    if exported:
+        console.print(f"  sparsevit finetune {shlex.quote(str(config))}")
+    console.print(f"  sparsevit search {typed} --trials {results.trials_asked + 50}{place}")
+    console.print(f"  sparsevit export {typed} --max-latency {results.bounds.max_ms * 0.9:.4g}{place}")
+    console.print(f"  optuna-dashboard {shlex.quote(url)}")

@@ -1,0 +1,100 @@
+"""What `search` and `status` print about a study. Measured and predicted latencies stand in columns of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.table import Table
+
+from sparsevit.console import console
+from sparsevit.dashboard.text import metric_label
+from sparsevit.search.results import StudyResults, TrialResult
+from sparsevit.search.selection import surprises
+
+
+def print_dense(results: StudyResults) -> None:
+    """The dense subnet's accuracy and latency."""
+    dense = next((one for one in results.references if one.sparsity.is_dense), None)
+    if dense is None:
+        return
+    latency = f"{dense.predicted_ms:.4g} ms predicted"
+    if dense.measured is not None:
+        latency = f"{dense.measured.median_ms:.4g} ms measured"
+    accuracy = f"{_metrics(dense.accuracy)}, " if dense.accuracy else ""
+    console.print(f"\ndense subnet: {accuracy}{latency} ({results.target})")
+
+
+def print_latency_error(results: StudyResults) -> None:
+    """How far the latency model was off on configurations that it was not fitted on."""
+    errors = [abs(one.predicted_ms / one.measured_ms - 1) for one in results.held_out]
+    if errors:
+        console.print(
+            f"latency model: {sum(errors) / len(errors):.1%} mean error, {max(errors):.1%} at most, "
+            f"on {len(errors)} held-out configurations"
+        )
+
+
+def print_front(results: StudyResults) -> None:
+    """The Pareto table, fastest first. Accuracies are of the images that confirm, where there are any."""
+    if not results.front:
+        console.print("\nno trial within the bounds is finished yet")
+        return
+    names = [results.metric, *(name for name in ("bbox_mAP", "segm_mAP") if name != results.metric)]
+    names = [name for name in names if name in results.metrics]
+    console.print(f"\nPareto front of {len(results.trials)} trials")
+    table = Table(box=None, pad_edge=False)
+    for column in ("trial", "configuration"):
+        table.add_column(column, no_wrap=True)
+    for name in names:
+        table.add_column(metric_label(name), justify="right", no_wrap=True)
+    for column in ("predicted ms", "measured ms"):
+        table.add_column(column, justify="right", no_wrap=True)
+    confirmed = any(one.confirmed is not None for one in results.front)
+    for one in results.front:
+        figures = [f"{one.confirmed[name]:.4f}" if one.confirmed else "" for name in names]
+        if not confirmed:
+            figures = [f"{one.accuracy[name]:.4f}" for name in names]
+        measured = f"{one.measured.median_ms:.4g}" if one.measured else ""
+        mark = "*" if results.best is not None and one.number == results.best.number else ""
+        table.add_row(f"{one.number}{mark}", str(one.sparsity), *figures, f"{one.predicted_ms:.4g}", measured)
+    console.print(table)
+    images = results.images_confirm if confirmed else results.images_search
+    rest = "; rows without figures were not chosen to be confirmed" if confirmed and not _all_confirmed(results) else ""
+    console.print(f"accuracy on {'all images' if images is None else f'{images} images'}{rest}")
+
+
+def print_surprises(results: StudyResults) -> None:
+    """Say where measured latencies disagree with predicted ones by more than the latency model's largest error."""
+    error = max((abs(one.predicted_ms / one.measured_ms - 1) for one in results.held_out), default=0.0)
+    wrong = surprises(results.front, error)
+    if wrong:
+        numbers = ", ".join(str(one.number) for one in wrong)
+        console.print(
+            f"note: measured and predicted latency differ by more than the latency model's {error:.1%} in "
+            f"{'trial' if len(wrong) == 1 else 'trials'} {numbers}; the measured one counts"
+        )
+
+
+def print_best(results: StudyResults) -> None:
+    """The best configuration within the bounds."""
+    low, high = results.bounds.min_ms, results.bounds.max_ms
+    bound = f"{low:.4g} to {high:.4g} ms" if low else f"at most {high:.4g} ms"
+    if results.best is None:
+        console.print(f"\nbest within {bound}: none" + (", by measured latency" if results.front else ""))
+        return
+    console.print(f"\nbest within {bound}: {results.best.sparsity}  ({_figures(results.best)})")
+
+
+def _figures(trial: TrialResult) -> str:
+    if trial.confirmed is not None and trial.measured is not None:
+        return f"{_metrics(trial.confirmed)}, {trial.measured.median_ms:.4g} ms measured, trial {trial.number}"
+    return f"{_metrics(trial.accuracy)}, {trial.predicted_ms:.4g} ms predicted, trial {trial.number}, not confirmed yet"
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    main = {name: value for name, value in metrics.items() if name in ("bbox_mAP", "segm_mAP")} or metrics
+    return ", ".join(f"{metric_label(name)} {value:.4f}" for name, value in main.items())
+
+
+def _all_confirmed(results: StudyResults) -> bool:
+    return all(one.confirmed is not None for one in results.front)

@@ -1,0 +1,146 @@
+"""What was paid for once and is never paid for again: accuracies, measured latencies, latency models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from sparsevit.latency.results import Timing
+from sparsevit.search.tables import accuracies, latencies, latency_models
+from sparsevit.sparsity import Sparsity
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What figures in the ledger are of. Hashes are `digest`s.
+
+    Attributes:
+        size: height and width of an image, pixels.
+        windows: windows of each stage at that size.
+        evaluator: hash of what accuracies depend on besides the sparsity.
+        target: text form of the latency target.
+        environment: hash of the environment of that target.
+        backbone: hash of the backbone's layers and shapes.
+    """
+
+    size: tuple[int, int]
+    windows: tuple[int, ...]
+    evaluator: str
+    target: str
+    environment: str
+    backbone: str
+
+    def kept(self, sparsity: Sparsity) -> str:
+        """The key of a configuration: configurations that keep the same windows share it."""
+        height, width = self.size
+        return f"{height}x{width} keeps {','.join(map(str, sparsity.kept(self.windows)))}"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Metrics (fractions) of a configuration, and the seconds that finding them took."""
+
+    metrics: Mapping[str, float]
+    seconds: float
+
+
+class Ledger:
+    """Figures of one subject. A figure that is there is never overwritten."""
+
+    def __init__(self, engine: Engine, subject: Subject) -> None:
+        self._engine = engine
+        self.subject = subject
+
+    def accuracy(self, sparsity: Sparsity, images: int | None) -> Accuracy | None:
+        """The accuracy on the first `images` images (all for `None`), if known."""
+        return self.accuracies([sparsity], images)[0]
+
+    def accuracies(self, sparsities: Sequence[Sparsity], images: int | None) -> list[Accuracy | None]:
+        """The accuracy of each, where known; reads all in one query."""
+        query = sa.select(accuracies.c.kept, accuracies.c.metrics, accuracies.c.seconds).where(
+            accuracies.c.evaluator == self.subject.evaluator, accuracies.c.images == (images or 0)
+        )
+        if len(sparsities) == 1:
+            query = query.where(accuracies.c.kept == self.subject.kept(sparsities[0]))
+        with self._engine.connect() as connection:
+            rows = connection.execute(query)
+            known = {kept: Accuracy(json.loads(metrics), seconds) for kept, metrics, seconds in rows}
+        return [known.get(self.subject.kept(sparsity)) for sparsity in sparsities]
+
+    def put_accuracy(self, sparsity: Sparsity, images: int | None, accuracy: Accuracy) -> None:
+        self._insert(
+            accuracies,
+            evaluator=self.subject.evaluator,
+            images=images or 0,
+            kept=self.subject.kept(sparsity),
+            sparsity=str(sparsity),
+            metrics=json.dumps(dict(accuracy.metrics)),
+            seconds=accuracy.seconds,
+        )
+
+    def latencies(self, sparsities: Sequence[Sparsity]) -> list[Timing | None]:
+        """The measured latency of each, where known."""
+        columns = (latencies.c.median_ms, latencies.c.low_ms, latencies.c.high_ms, latencies.c.samples)
+        query = sa.select(latencies.c.kept, *columns).where(
+            latencies.c.target == self.subject.target,
+            latencies.c.environment == self.subject.environment,
+            latencies.c.backbone == self.subject.backbone,
+        )
+        with self._engine.connect() as connection:
+            known = {row[0]: Timing(*row[1:]) for row in connection.execute(query)}
+        return [known.get(self.subject.kept(sparsity)) for sparsity in sparsities]
+
+    def put_latency(self, sparsity: Sparsity, timing: Timing) -> None:
+        self._insert(
+            latencies,
+            target=self.subject.target,
+            environment=self.subject.environment,
+            backbone=self.subject.backbone,
+            kept=self.subject.kept(sparsity),
+            sparsity=str(sparsity),
+            median_ms=timing.median_ms,
+            low_ms=timing.low_ms,
+            high_ms=timing.high_ms,
+            samples=timing.samples,
+        )
+
+    def latency_model(self, space: str) -> str | None:
+        """The JSON of the latency model for the space of this hash, if one was fitted."""
+        table = latency_models
+        query = sa.select(table.c.model).where(
+            table.c.target == self.subject.target,
+            table.c.environment == self.subject.environment,
+            table.c.backbone == self.subject.backbone,
+            table.c.space == space,
+        )
+        with self._engine.connect() as connection:
+            text: str | None = connection.execute(query).scalar()
+        return text
+
+    def put_latency_model(self, space: str, model: str) -> None:
+        self._insert(
+            latency_models,
+            target=self.subject.target,
+            environment=self.subject.environment,
+            backbone=self.subject.backbone,
+            space=space,
+            model=model,
+        )
+
+    def _insert(self, table: sa.Table, **values: Any) -> None:
+        # Another worker may have paid for the same: the first entry stays.
+        with suppress(sa.exc.IntegrityError), self._engine.begin() as connection:
+            connection.execute(table.insert().values(created=datetime.now(UTC).replace(tzinfo=None), **values))
+
+
+def digest(value: Any) -> str:
+    """A hash (64 hexadecimal digits) of anything that JSON can write; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,122 @@
+"""Reads a study back from its database alone: no supernet, no torch, nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from sparsevit.errors import UserError
+from sparsevit.latency.results import Measured, Timing
+from sparsevit.search.ledger import Ledger
+from sparsevit.search.objective import OUTCOME
+from sparsevit.search.record import StudyRecord, read_record, read_wishes
+from sparsevit.search.results import Reference, StudyResults, TrialResult
+from sparsevit.search.selection import best_within, pareto_front
+from sparsevit.search.spec import StudySpec
+from sparsevit.search.storage import open_storage, shown
+from sparsevit.search.study import find_study
+from sparsevit.search.worker import WORKER
+
+
+def load_results(study: StudySpec | str, name: str | None = None, *, out: str | Path | None = None) -> StudyResults:
+    """Everything known about a study.
+
+    Args:
+        study: its study file, or the URL of its database.
+        name: the study's name; needed with a URL that holds several.
+        out: the folder of its results, if not the study file's.
+
+    Raises:
+        UserError: if there is no such database or study.
+    """
+    url = study if isinstance(study, str) else study.url(out)
+    storage = open_storage(url, create=False)
+    names = optuna.study.get_all_study_names(storage)
+    wanted = name or (study.name if isinstance(study, StudySpec) else names[0] if len(names) == 1 else None)
+    if wanted is None:
+        raise UserError(f"{shown(url)} holds {len(names)} studies: name one of {', '.join(sorted(names)) or 'none'}")
+    found = find_study(storage, wanted)
+    record = None if found is None else read_record(found)
+    if found is None or record is None:
+        raise UserError(f"{shown(url)} holds no study {wanted!r}; there are: {', '.join(sorted(names)) or 'none'}")
+    return assemble(found, record, storage)
+
+
+def assemble(study: Study, record: StudyRecord, storage: RDBStorage) -> StudyResults:
+    """The results of an open study."""
+    ledger = Ledger(storage.engine, record.subject)
+    wishes = read_wishes(study)
+    confirm_images = wishes.confirm_images if wishes else None
+    finished = study.get_trials(deepcopy=False)
+    complete = [one for one in finished if one.state == TrialState.COMPLETE and OUTCOME in one.user_attrs]
+    trials = _trials(complete, record, ledger, confirm_images)
+    front = pareto_front(trials, record.metric)
+    return StudyResults(
+        name=study.study_name,
+        target=record.target,
+        metric=record.metric,
+        metrics=record.metrics,
+        bounds=record.bounds,
+        trials=trials,
+        trials_asked=wishes.trials if wishes else len(trials),
+        layer_names=record.space.layer_names,
+        front=front,
+        best=best_within(trials, record.metric, record.bounds),
+        references=[_dense(record, ledger, confirm_images)],
+        held_out=record.checks,
+        failed=sum(one.state == TrialState.FAIL for one in finished),
+        infeasible_avoided=sum(int(one.user_attrs[OUTCOME]["infeasible"]) for one in complete),
+        duplicates_avoided=sum(int(one.user_attrs[OUTCOME]["duplicate"]) for one in complete),
+        images_search=record.images,
+        images_confirm=confirm_images,
+        provenance=record.provenance,
+    )
+
+
+def _trials(
+    complete: Sequence[FrozenTrial], record: StudyRecord, ledger: Ledger, confirm_images: int | None
+) -> list[TrialResult]:
+    space, bounds = record.space, record.bounds
+    sparsities = [space.decode([int(one.params[name]) for name in space.layer_names]) for one in complete]
+    timings = ledger.latencies(sparsities)
+    confirmed = ledger.accuracies(sparsities, confirm_images)
+    results = []
+    for one, sparsity, timing, accuracy in zip(complete, sparsities, timings, confirmed, strict=True):
+        predicted_ms = one.values[1]
+        results.append(
+            TrialResult(
+                number=one.number,
+                sparsity=sparsity,
+                accuracy=one.user_attrs[OUTCOME]["accuracy"],
+                predicted_ms=predicted_ms,
+                feasible=bounds.contains(predicted_ms),
+                seconds=one.user_attrs[OUTCOME]["seconds"],
+                started=one.datetime_start,
+                worker=one.user_attrs.get(WORKER, ""),
+                # A trial is confirmed as a whole: on all images that count and on the target.
+                confirmed=accuracy.metrics if accuracy and timing else None,
+                measured=_measured(timing),
+            )
+        )
+    return results
+
+
+def _dense(record: StudyRecord, ledger: Ledger, confirm_images: int | None) -> Reference:
+    dense = record.space.dense
+    accuracy = ledger.accuracy(dense, confirm_images)
+    return Reference(
+        label="dense",
+        sparsity=dense,
+        predicted_ms=record.dense_ms,
+        accuracy=accuracy.metrics if accuracy else None,
+        measured=_measured(ledger.latencies([dense])[0]),
+    )
+
+
+def _measured(timing: Timing | None) -> Measured | None:
+    return Measured(timing.median_ms, timing.low_ms, timing.high_ms) if timing else None

@@ -1,0 +1,116 @@
+"""One trial: from levels to a sparsity, its accuracy from the ledger or else from the evaluator."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from optuna.exceptions import TrialPruned
+from optuna.trial import Trial
+
+from sparsevit.errors import UserError
+from sparsevit.search.ledger import Accuracy, Ledger
+from sparsevit.search.results import Bounds
+from sparsevit.search.sampler import SparsitySampler
+from sparsevit.sparsity import Sparsity
+
+if TYPE_CHECKING:
+    from sparsevit.console import Step
+    from sparsevit.search.evaluator import Evaluator
+
+OUTCOME = "sparsevit"
+"""User attribute of a trial: all that is known about it besides its values, as one JSON object."""
+
+Judge = Callable[[Sparsity, int | None], Accuracy]
+"""The accuracy of a sparsity on the first so many images."""
+
+
+@dataclass
+class PaidAccuracy:
+    """Asks the ledger, and pays the evaluator only for what is not there. Counts what was paid for."""
+
+    evaluator: Evaluator
+    ledger: Ledger
+    evaluations: int = field(default=0, init=False)
+
+    def __call__(self, sparsity: Sparsity, images: int | None, step: Step | None = None) -> Accuracy:
+        """Raises a UserError if the evaluator hands back something else than finite numbers."""
+        known = self.ledger.accuracy(sparsity, images)
+        if known is not None:
+            return known
+        start = time.monotonic()
+        metrics = _finite(self.evaluator.accuracy(sparsity, images=images, step=step), sparsity)
+        accuracy = Accuracy(metrics, time.monotonic() - start)
+        self.ledger.put_accuracy(sparsity, images, accuracy)
+        self.evaluations += 1
+        return accuracy
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What `study.optimize` calls: returns accuracy (a fraction, to maximise) and predicted latency (ms, to minimise).
+
+    Attributes:
+        sampler: proposes candidates, whose latencies are known.
+        judge: gives accuracies.
+        metric: the metric to maximise.
+        images: the first so many judge a trial; `None` for all.
+        bounds: of latency, in ms.
+    """
+
+    sampler: SparsitySampler
+    judge: PaidAccuracy
+    metric: str
+    images: int | None
+    bounds: Bounds
+
+    def __call__(self, trial: Trial) -> tuple[float, float]:
+        if not trial.relative_params:  # other workers took the last ones since this one counted
+            trial.study.stop()
+            raise TrialPruned("every configuration within the bounds is taken")
+        candidates = self.sampler.candidates
+        space = candidates.space
+        top = len(space.grid) - 1
+        levels = [trial.suggest_int(name, 0, top) for name in space.layer_names]
+        sparsity = space.decode(levels)
+        predicted_ms = float(candidates.ms[candidates.row(sparsity)])
+        set_constraints(trial, predicted_ms, self.bounds)
+        before = self.judge.evaluations
+        accuracy = self.judge(sparsity, self.images)
+        draw = self.sampler.pop_draw(trial.number)
+        trial.set_user_attr(
+            OUTCOME,
+            {
+                "accuracy": dict(accuracy.metrics),
+                "seconds": accuracy.seconds,
+                "source": "evaluated" if self.judge.evaluations > before else "ledger",
+                "infeasible": draw.infeasible,
+                "duplicate": draw.duplicate,
+            },
+        )
+        return accuracy.metrics[self.metric], predicted_ms
+
+
+def set_constraints(trial: Trial, predicted_ms: float, bounds: Bounds) -> None:
+    """Store how far the bounds are met, as fractions of them; at most 0 is feasible.
+
+    A trial without constraints counts as feasible, so this comes before anything that may fail. Optuna reads one
+    attribute per constraint, optuna-dashboard a list of all.
+    """
+    constraints = {"latency.max": predicted_ms / bounds.max_ms - 1}
+    if bounds.min_ms > 0:
+        constraints["latency.min"] = 1 - predicted_ms / bounds.min_ms
+    for name, value in constraints.items():
+        trial.set_constraint(name, value)
+    trial.storage.set_trial_system_attr(trial._trial_id, "constraints", list(constraints.values()))
+
+
+def _finite(metrics: Mapping[str, float], sparsity: Sparsity) -> dict[str, float]:
+    found = {name: float(value) for name, value in metrics.items()}
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise UserError(f"the evaluator gives {name} = {value} for {sparsity}: it has to be a fraction")
+    return found

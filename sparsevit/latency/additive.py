@@ -79,24 +79,20 @@ def fit_table(
     cells = [(layer, int(k)) for layer in range(len(kept)) for k in np.unique(kept[layer]) if k < totals[layer]]
     last = [layer for layer, (stage, within) in enumerate(positions) if within == space.layers[stage] - 1]
 
-    def lines(counts: NDArray[np.int64]) -> Array:
-        return np.column_stack([np.ones(len(counts)), 1 - counts / totals, counts[:, last] < totals[last]])
-
-    def cell_columns(counts: NDArray[np.int64]) -> Array:
-        return np.column_stack([np.zeros((len(counts), 0)), *(counts[:, layer] == k for layer, k in cells)]) * 1.0
-
+    lines = np.column_stack([np.ones(len(measured)), 1 - measured / totals, measured[:, last] < totals[last]])
+    in_cell = np.zeros((len(measured), len(cells)))
+    for column, (layer, count) in enumerate(cells):
+        in_cell[:, column] = measured[:, layer] == count
     weight = np.sqrt(samples) / ms
-    line, deviation = _ridge(lines(measured) * weight[:, None], cell_columns(measured) * weight[:, None], ms * weight)
-    table = np.zeros(kept.shape)
-    for level in range(kept.shape[1]):
-        for layer in range(len(kept)):
-            counts = totals[None, :].copy()
-            counts[0, layer] = kept[layer, level]
-            terms = lines(counts) @ line + cell_columns(counts) @ deviation
-            table[layer, level] = terms[0] - line[0]
-    for layer in range(len(kept)):
-        pruned = kept[layer] < totals[layer]
-        table[layer, pruned] = falling(table[layer, pruned])
+    line, deviation = _ridge(lines * weight[:, None], in_cell * weight[:, None], ms * weight)
+    pruned = kept < totals[:, None]
+    slopes, overheads = line[1 : 1 + len(kept)], line[1 + len(kept) :]
+    table = slopes[:, None] * (1 - kept / totals[:, None])
+    table[last] += overheads[:, None] * pruned[last]
+    for (layer, count), change in zip(cells, deviation, strict=True):
+        table[layer, kept[layer] == count] += change
+    for row, some in zip(table, pruned, strict=True):
+        row[some] = falling(row[some])
     return float(line[0]), table
 
 
@@ -128,6 +124,8 @@ def _ridge(free: Array, bound: Array, y: Array) -> tuple[Array, Array]:
         return np.asarray(x - basis @ (basis.T @ x))
 
     u, s, v = np.linalg.svd(aside(bound), full_matrices=False)
+    told = s > RANK * np.linalg.norm(bound)  # what the free columns do not explain already
+    u, s, v = u[:, told], s[told], v[told]
     rest, along = aside(y), u.T @ aside(y)
     outside = float(rest @ rest - along @ along)
 
@@ -136,8 +134,8 @@ def _ridge(free: Array, bound: Array, y: Array) -> tuple[Array, Array]:
         freedom = len(y) - basis.shape[1] - float(np.sum(1 - shrunk))
         return (max(outside, 0.0) + float(np.sum((shrunk * along) ** 2))) / float(max(freedom, 1e-9)) ** 2
 
-    penalties = PENALTIES * s[0] ** 2 if len(s) else PENALTIES
-    spare = len(y) - basis.shape[1] - int(np.sum(s > s[0] * RANK)) if len(s) else 1
+    penalties = PENALTIES * np.max(s, initial=0.0) ** 2
+    spare = len(y) - basis.shape[1] - len(s)
     penalty = min(penalties, key=score) if spare > 0 else penalties[0]  # without spare measurements, nothing to go by
     deviation = v.T @ (s / (s**2 + penalty) * along)
     return np.linalg.lstsq(free, y - bound @ deviation, rcond=None)[0], deviation

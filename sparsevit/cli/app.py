@@ -11,6 +11,11 @@ import typer
 
 from sparsevit import __version__
 from sparsevit.cli.check import check
+from sparsevit.cli.export import export
+from sparsevit.cli.measure import measure
+from sparsevit.cli.report import report
+from sparsevit.cli.search import search
+from sparsevit.cli.status import status
 from sparsevit.errors import UserError
 
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
@@ -40,6 +45,11 @@ def options(
 
 # In the order in which a user meets them.
 app.command()(check)
+app.command()(search)
+app.command()(status)
+app.command()(report)
+app.command()(export)
+app.command()(measure)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

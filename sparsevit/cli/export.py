@@ -43,4 +43,4 @@ def export(
     path = write(supernet.evaluator, results, wanted, output or spec.folder(out) / FINETUNE)
     if chosen is not None and chosen.measured is None:
         console.print(f"note: trial {chosen.number} is not confirmed: {chosen.predicted_ms:.4g} ms are predicted")
-    console.print(f"{wanted} -> {path}\nnext: sparsevit finetune {shlex.quote(str(path))}")
+    console.print(f"{wanted} -> {path}\nnext: sparsevit finetune {shlex.quote(str(path))}", markup=False)

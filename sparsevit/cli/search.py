@@ -61,14 +61,16 @@ def _print(results: StudyResults, spec: StudySpec, study: Path, out: Path | None
     print_front(results)
     print_surprises(results)
     print_best(results)
-    console.print(f"\ndatabase         {url}")
-    if exported:
-        console.print(f"finetune config  {config}")
-    console.print(f"report           {report}")
     place = f" --out {shlex.quote(str(out))}" if out else ""
-    console.print("\nnext:")
+    lines = [f"\ndatabase         {url}"]
     if exported:
-        console.print(f"  sparsevit finetune {shlex.quote(str(config))}")
-    console.print(f"  sparsevit search {typed} --trials {results.trials_asked + 50}{place}")
-    console.print(f"  sparsevit export {typed} --max-latency {results.bounds.max_ms * 0.9:.4g}{place}")
-    console.print(f"  optuna-dashboard {shlex.quote(url)}")
+        lines.append(f"finetune config  {config}")
+    lines += [f"report           {report}", "\nnext:"]
+    if exported:
+        lines.append(f"  sparsevit finetune {shlex.quote(str(config))}")
+    lines += [
+        f"  sparsevit search {typed} --trials {results.trials_asked + 50}{place}",
+        f"  sparsevit export {typed} --max-latency {results.bounds.max_ms * 0.9:.4g}{place}",
+        f"  optuna-dashboard {shlex.quote(url)}",
+    ]
+    console.print("\n".join(lines), markup=False)

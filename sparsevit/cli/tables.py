@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich.measure import Measurement
 from rich.table import Table
 
 from sparsevit.console import console
@@ -57,7 +58,9 @@ def print_front(results: StudyResults) -> None:
         measured = f"{one.measured.median_ms:.4g}" if one.measured else ""
         mark = "*" if results.best is not None and one.number == results.best.number else ""
         table.add_row(f"{one.number}{mark}", str(one.sparsity), *figures, f"{one.predicted_ms:.4g}", measured)
-    console.print(table)
+    # Where there is no terminal, width is no reason to cut a configuration short.
+    width = None if console.is_terminal else Measurement.get(console, console.options.update(width=1000), table).maximum
+    console.print(table, width=width, crop=False)
     images = results.images_confirm if confirmed else results.images_search
     rest = "; rows without figures were not chosen to be confirmed" if confirmed and not _all_confirmed(results) else ""
     console.print(f"accuracy on {'all images' if images is None else f'{images} images'}{rest}")

@@ -76,9 +76,7 @@ def open_supernet(spec: StudySpec) -> Supernet:
     space = spec.space.of(shape.depths)
     identity = evaluator_identity(evaluator, spec.supernet)
     found = environment(target)
-    windows = windows_per_stage(
-        target.size, stages=len(space.depths), window=shape.window_size, patch=shape.patch_size
-    )
+    windows = windows_per_stage(target.size, stages=len(space.depths), window=shape.window_size, patch=shape.patch_size)
     subject = Subject(
         size=target.size,
         windows=windows,

@@ -18,7 +18,7 @@ from sparsevit.search.record import StudyRecord, read_record, read_wishes
 from sparsevit.search.results import Reference, StudyResults, TrialResult
 from sparsevit.search.selection import best_within, pareto_front
 from sparsevit.search.spec import StudySpec
-from sparsevit.search.storage import open_storage, shown
+from sparsevit.search.storage import shown, storage_at
 from sparsevit.search.study import find_study
 from sparsevit.search.worker import WORKER
 
@@ -35,16 +35,17 @@ def load_results(study: StudySpec | str, name: str | None = None, *, out: str | 
         UserError: if there is no such database or study.
     """
     url = study if isinstance(study, str) else study.url(out)
-    storage = open_storage(url, create=False)
-    names = optuna.study.get_all_study_names(storage)
-    wanted = name or (study.name if isinstance(study, StudySpec) else names[0] if len(names) == 1 else None)
-    if wanted is None:
-        raise UserError(f"{shown(url)} holds {len(names)} studies: name one of {', '.join(sorted(names)) or 'none'}")
-    found = find_study(storage, wanted)
-    record = None if found is None else read_record(found)
-    if found is None or record is None:
-        raise UserError(f"{shown(url)} holds no study {wanted!r}; there are: {', '.join(sorted(names)) or 'none'}")
-    return assemble(found, record, storage)
+    with storage_at(url, create=False) as storage:
+        names = sorted(optuna.study.get_all_study_names(storage))
+        listed = ", ".join(names) or "none"
+        wanted = name or (study.name if isinstance(study, StudySpec) else names[0] if len(names) == 1 else None)
+        if wanted is None:
+            raise UserError(f"{shown(url)} holds {len(names)} studies: name one of {listed}")
+        found = find_study(storage, wanted)
+        record = None if found is None else read_record(found)
+        if found is None or record is None:
+            raise UserError(f"{shown(url)} holds no study {wanted!r}; there are: {listed}")
+        return assemble(found, record, storage)
 
 
 def assemble(study: Study, record: StudyRecord, storage: RDBStorage) -> StudyResults:
@@ -63,7 +64,7 @@ def assemble(study: Study, record: StudyRecord, storage: RDBStorage) -> StudyRes
         metrics=record.metrics,
         bounds=record.bounds,
         trials=trials,
-        trials_asked=wishes.trials if wishes else len(trials),
+        trials_asked=max(wishes.trials if wishes else 0, len(trials)),
         layer_names=record.space.layer_names,
         front=front,
         best=best_within(trials, record.metric, record.bounds),

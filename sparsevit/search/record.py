@@ -85,9 +85,7 @@ class StudyRecord(_Stored):
 
     @property
     def checks(self) -> tuple[HeldOut, ...]:
-        return tuple(
-            HeldOut(Sparsity.parse(one.sparsity), one.predicted_ms, one.measured_ms) for one in self.held_out
-        )
+        return tuple(HeldOut(Sparsity.parse(one.sparsity), one.predicted_ms, one.measured_ms) for one in self.held_out)
 
 
 class Wishes(_Stored):

@@ -27,7 +27,7 @@ from sparsevit.search.record import HeldOutRecord, StudyRecord, Wishes, read_rec
 from sparsevit.search.results import Bounds, StudyResults
 from sparsevit.search.sampler import SparsitySampler
 from sparsevit.search.selection import to_confirm
-from sparsevit.search.storage import GRACE_S, check_folder, check_storage, open_storage
+from sparsevit.search.storage import GRACE_S, check_folder, check_storage, storage_at
 from sparsevit.search.study import find_study, fingerprint, open_study, provenance
 from sparsevit.search.worker import fail_dead_trials
 
@@ -54,8 +54,7 @@ def search(spec: StudySpec, *, trials: int | None = None, out: str | Path | None
     check_folder(folder)
     check_storage(url)
     supernet = open_supernet(spec)
-    with _quiet_optuna():
-        storage = open_storage(url)
+    with _quiet_optuna(), storage_at(url) as storage:
         ledger = Ledger(storage.engine, supernet.subject)
         settings = fingerprint(spec, supernet)
         record = _existing(storage, spec.name, settings)
@@ -177,9 +176,7 @@ def _run_trials(study: Study, objective: Objective, asked: int, candidates: Cand
         study.optimize(objective, n_trials=todo, callbacks=[_note_best(study, objective, step)])
 
 
-def _note_best(
-    study: Study, objective: Objective, step: Callable[..., None]
-) -> Callable[[Study, FrozenTrial], None]:
+def _note_best(study: Study, objective: Objective, step: Callable[..., None]) -> Callable[[Study, FrozenTrial], None]:
     """A callback that moves the progress bar, with the best trial so far behind it."""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     best = max(((one.values[0], -one.values[1]) for one in done), default=None)

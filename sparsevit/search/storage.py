@@ -61,6 +61,17 @@ def open_storage(url: str, *, create: bool = True) -> RDBStorage:
     return storage
 
 
+@contextmanager
+def storage_at(url: str, *, create: bool = True) -> Iterator[RDBStorage]:
+    """`open_storage` for a while: afterwards no connection is left, and SQLite's log is folded into its file."""
+    storage = open_storage(url, create=create)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 def check_storage(url: str, *, writing: bool = True) -> URL:
     """Parse `url` and, for SQLite, look at its file and folder; writes nothing that stays.
 

@@ -13,6 +13,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 
 from sparsevit import __version__
+from sparsevit.errors import UserError
 from sparsevit.search.record import RECORD, WISHES, StudyRecord, Wishes, read_record, read_wishes
 from sparsevit.search.storage import accept_experimental
 
@@ -34,10 +35,16 @@ def find_study(storage: RDBStorage, name: str) -> Study | None:
 
 
 def open_study(storage: RDBStorage, name: str, record: StudyRecord, wishes: Wishes, sampler: BaseSampler) -> Study:
-    """The study of that name with its sampler, made if there is none."""
+    """The study of that name with its sampler, made if there is none.
+
+    Raises:
+        UserError: if there is one with other objectives.
+    """
     study = optuna.create_study(
         study_name=name, storage=storage, directions=DIRECTIONS, sampler=sampler, load_if_exists=True
     )
+    if study.directions != list(DIRECTIONS):
+        raise UserError(f"the study {name!r} was not made by sparsevit: give yours another name")
     if read_record(study) is None:
         with accept_experimental():
             study.set_metric_names([record.metric, LATENCY])

@@ -35,9 +35,7 @@ def children(
     return mutate(np.where(from_father, fathers, mothers), choices, rng)
 
 
-def mutate(
-    levels: NDArray[np.intp], choices: Sequence[NDArray[np.intp]], rng: np.random.Generator
-) -> NDArray[np.intp]:
+def mutate(levels: NDArray[np.intp], choices: Sequence[NDArray[np.intp]], rng: np.random.Generator) -> NDArray[np.intp]:
     """Change one layer of each row on average, half of the time by one step and half of the time to any level.
 
     Steps refine what is good already, as accuracy and latency change little with them; leaps keep all within reach.

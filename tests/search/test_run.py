@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -167,6 +170,51 @@ def test_other_settings_are_refused_with_their_names(load: Load, fakes: ModuleTy
     assert "\n" not in text
     assert fakes.FakeEvaluator.asked == []
     assert len(load_results(load()).trials) == 8
+
+
+def test_studies_of_others_are_left_alone(load: Load, fakes: ModuleType) -> None:
+    storage = open_storage("sqlite:///runs/small/study.db")
+    for name, trials in (("small", 0), ("used", 1)):
+        theirs = optuna.create_study(study_name=name, storage=storage, direction="minimize")
+        for _ in range(trials):
+            theirs.add_trial(optuna.trial.create_trial(value=1.0))
+    for name in ("small", "used"):
+        with pytest.raises(UserError, match=f"the study '{name}' was not made by sparsevit"):
+            search(load(f"name={name}", "storage.directory=runs/small"), trials=2)
+        assert optuna.load_study(study_name=name, storage=storage).user_attrs == {}
+
+
+def test_a_study_whose_making_was_interrupted_is_completed(load: Load) -> None:
+    storage = open_storage("sqlite:///runs/small/study.db")
+    optuna.create_study(study_name="small", storage=storage, directions=["maximize", "minimize"])
+    with pytest.raises(UserError, match="holds no study 'small'"):
+        load_results(load())
+    assert len(search(load(), trials=2).trials) == 2
+
+
+def test_killed_while_evaluating_equals_uninterrupted(load: Load, study_file: Path) -> None:
+    """A process that is killed for good, the next one right after it."""
+    whole = configurations(search(load(), trials=14, out="whole"))
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import search_fakes
+from sparsevit.latency import model, timing
+model.measure = timing.measure = search_fakes.measure
+def kill():
+    if len(search_fakes.FakeEvaluator.asked) == 11:
+        os.kill(os.getpid(), signal.SIGKILL)
+search_fakes.FakeEvaluator.before = kill
+from sparsevit.search.run import search
+from sparsevit.search.spec import StudySpec
+search(StudySpec.load({str(study_file)!r}), trials=14, out="parts")
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    before = load_results(load(), out="parts")
+    assert len(before.trials) == 10
+    after = search(load(), trials=14, out="parts")
+    assert configurations(after) == whole
+    assert after.failed == 1
 
 
 def test_results_come_from_the_database_alone(load: Load, fakes: ModuleType) -> None:

@@ -9,7 +9,9 @@ B scenes, D digits in a scene (padded with empty ones), N digits in a batch, h w
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -31,8 +33,9 @@ MAX_SHARE = 0.28  # largest digit, as a share of the canvas's smaller side
 CHUNK = 32  # scenes drawn from one generator; scene i depends on the seed and i alone
 VAL_EVERY = 6  # every sixth scan is kept for validation
 TRAIN_SHARE = 0.65  # of a photograph's width
-INK_THRESHOLD = 0.45  # of full ink, where a digit's mask ends
-EDGE = 3.0  # how steeply ink becomes opaque around that threshold
+INK_THRESHOLD = 0.36  # of full ink, where a digit's mask ends
+EDGE = 2.5  # how steeply ink becomes opaque around that threshold
+MIN_INK = 12  # pixels
 CANDIDATES = 24  # places tried for each digit before it is left out
 
 
@@ -163,37 +166,54 @@ def _draw_chunk(split: str, seed: int, number: int, size: tuple[int, int]) -> Sc
 
 
 def render(split: str, scenes: Scenes, size: tuple[int, int], device: torch.device | str = "cpu") -> Rendered:
-    """Paint scenes. A digit whose visible ink is under 12 pixels is left out of the annotations."""
+    """Paint scenes. A digit of fewer than `MIN_INK` pixels is left out of the annotations.
+
+    All digits of the batch are painted at once (their ink does not overlap), on a canvas with a margin that takes what
+    reaches over the edge.
+    """
     device = torch.device(device)
-    images = _backgrounds(split, scenes, size, device)
     scene_of, place_of = np.nonzero(scenes.labels >= 0)
     side = int(np.ceil(scenes.sides.max() * 1.5 / 2) * 2)
+    margin = side // 2 + 1
+    height, width = size[0] + 2 * margin, size[1] + 2 * margin
     ink = _glyph_ink(split, scenes, scene_of, place_of, side, device)
-    corners = np.round(scenes.centres[scene_of, place_of] - side / 2).astype(int)
-    colours = torch.from_numpy(scenes.inks[scene_of, place_of]).to(device)
-    masks = torch.zeros(len(ink), *size, dtype=torch.bool, device=device)
-    for i, (scene, (x, y)) in enumerate(zip(scene_of.tolist(), corners.tolist(), strict=True)):
-        top, left, bottom, right = max(y, 0), max(x, 0), min(y + side, size[0]), min(x + side, size[1])
-        part = ink[i, top - y : bottom - y, left - x : right - x]
-        region = images[scene, :, top:bottom, left:right]
-        opacity = ((part - INK_THRESHOLD) * EDGE + 0.5).clamp(0, 1)
-        region.copy_(torch.lerp(region, _apart(colours[i], region)[:, None, None], opacity))
-        masks[i, top:bottom, left:right] = part > INK_THRESHOLD
-    boxes, visible = _boxes(masks)
+    corners = torch.from_numpy(np.round(scenes.centres[scene_of, place_of] - side / 2).astype(np.int64)).to(device) + margin
+    steps = torch.arange(side, device=device)
+    pixels = ((corners[:, 1, None] + steps)[:, :, None] * width + (corners[:, 0, None] + steps)[:, None, :]).flatten(1)
+    scene = torch.from_numpy(scene_of).to(device)
+
+    images = F.pad(_backgrounds(split, scenes, size, device), (margin,) * 4, mode="replicate")
+    canvas = images.permute(0, 2, 3, 1).reshape(-1, 3)
+    places = pixels + scene[:, None] * (height * width)
+    brightness = canvas.mean(dim=1)[places].mean(dim=1)
+    colours = _apart(torch.from_numpy(scenes.inks[scene_of, place_of]).to(device), brightness)
+    opacity = ((ink.flatten(1) - INK_THRESHOLD) * EDGE + 0.5).clamp(0, 1)
+    digit, pixel = opacity.nonzero(as_tuple=True)  # most of a patch is bare
+    inked = places[digit, pixel]
+    canvas.index_copy_(0, inked, torch.lerp(canvas[inked], colours[digit], opacity[digit, pixel, None]))
+    images = canvas.view(len(scenes), height, width, 3)[:, margin:-margin, margin:-margin].permute(0, 3, 1, 2)
+
+    masks = torch.zeros(len(ink), height * width, dtype=torch.bool, device=device)
+    solid = ink.flatten(1) > INK_THRESHOLD
+    masks.scatter_(1, pixels, solid)
+    masks = masks.view(-1, height, width)[:, margin:-margin, margin:-margin]
+    boxes, visible = _boxes(masks), solid.count_nonzero(dim=1) >= MIN_INK
     labels = torch.from_numpy(scenes.labels[scene_of, place_of]).to(device)
-    counts = np.bincount(scene_of, minlength=len(scenes)).tolist()
-    parts = list(zip(boxes.split(counts), labels.split(counts), masks.split(counts), visible.split(counts), strict=True))
+    counts = np.bincount(scene_of, minlength=len(scenes))
+    if not bool(visible.all()):
+        boxes, labels, masks = boxes[visible], labels[visible], masks[visible]
+        counts = np.bincount(scene_of[visible.cpu().numpy()], minlength=len(scenes))
     return Rendered(
         images=(images.clamp(0, 1) * 255).round().to(torch.uint8),
-        boxes=[box[seen] for box, _, _, seen in parts],
-        labels=[label[seen] for _, label, _, seen in parts],
-        masks=[mask[seen] for _, _, mask, seen in parts],
+        boxes=list(boxes.split(counts.tolist())),
+        labels=list(labels.split(counts.tolist())),
+        masks=list(masks.split(counts.tolist())),
     )
 
 
 def _backgrounds(split: str, scenes: Scenes, size: tuple[int, int], device: torch.device) -> Tensor:
     """Crops of the photographs, relit; float `(B, 3, h, w)` from 0 to 1."""
-    photos = torch.from_numpy(photographs(split)).to(device)
+    photos = _photographs_on(split, device)
     photo_h, photo_w = photos.shape[-2:]
     view = torch.from_numpy(scenes.views).to(device)
     half_h = view[:, 2]
@@ -210,6 +230,11 @@ def _backgrounds(split: str, scenes: Scenes, size: tuple[int, int], device: torc
     images = F.grid_sample(chosen, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     light = torch.from_numpy(scenes.lights).to(device)[:, :, None, None, None]
     return ((images - 0.5) * light[:, 0] + 0.5 + light[:, 1]).clamp(0, 1)
+
+
+@lru_cache(maxsize=4)
+def _photographs_on(split: str, device: torch.device) -> Tensor:
+    return torch.from_numpy(photographs(split)).to(device)
 
 
 def _glyph_ink(
@@ -231,35 +256,36 @@ def _glyph_ink(
     theta[:, 0, 1] = (angle.sin() + slant) * scale / stretch
     theta[:, 1, 0] = -angle.sin() * scale * stretch
     theta[:, 1, 1] = angle.cos() * scale * stretch
-    grid = F.affine_grid(theta, [len(glyphs), 1, side, side], align_corners=False)
-    ink = F.grid_sample(glyphs, grid.to(device), mode="bicubic", padding_mode="zeros", align_corners=False)
+    grid = F.affine_grid(theta.to(device), [len(glyphs), 1, side, side], align_corners=False)
+    ink = F.grid_sample(glyphs, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
     return ink[:, 0]
 
 
-def _apart(colour: Tensor, background: Tensor) -> Tensor:
-    """A colour that can be told from its background `(3, h, w)`: light on dark, dark on light."""
-    light = 1 - colour * 0.35
-    dark = colour * 0.3
-    return torch.where(background.mean() > 0.45, dark, light)
+def _apart(colours: Tensor, brightness: Tensor) -> Tensor:
+    """Colours `(N, 3)` that can be told from backgrounds of a brightness `(N,)`: light on dark, dark on light."""
+    return torch.where(brightness[:, None] > 0.45, colours * 0.3, 1 - colours * 0.35)
 
 
-def _boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Tight boxes `(N, 4)` of masks `(N, h, w)`, and which masks have enough pixels to count."""
+def _boxes(masks: Tensor) -> Tensor:
+    """Tight boxes `(N, 4)` of masks `(N, h, w)`."""
     height, width = masks.shape[-2:]
-    columns, rows = masks.any(dim=1), masks.any(dim=2)
-    x1, y1 = columns.float().argmax(dim=1), rows.float().argmax(dim=1)
-    x2, y2 = width - columns.flip(1).float().argmax(dim=1), height - rows.flip(1).float().argmax(dim=1)
-    return torch.stack([x1, y1, x2, y2], dim=1).float(), masks.flatten(1).sum(dim=1) >= 12
+    columns, rows = masks.any(dim=1).float(), masks.any(dim=2).float()
+    x1, y1 = columns.argmax(dim=1), rows.argmax(dim=1)
+    x2, y2 = width - columns.flip(1).argmax(dim=1), height - rows.flip(1).argmax(dim=1)
+    return torch.stack([x1, y1, x2, y2], dim=1).float()
 
 
 def batches(
     split: str, seed: int, size: tuple[int, int], batch: int, *, start: int = 0, stride: int = 1, device: torch.device | str = "cpu"
 ) -> Iterator[Rendered]:
     """An endless stream of rendered batches: batch `start`, `start + stride`, … of the series."""
-    number = start
-    while True:
-        yield render(split, draw_scenes(split, seed, number * batch, batch, size), size, device)
-        number += stride
+    numbers = itertools.count(start, stride)
+    with ThreadPoolExecutor(1) as drawing:  # the next scenes are drawn while these are painted and used
+        upcoming = drawing.submit(draw_scenes, split, seed, next(numbers) * batch, batch, size)
+        while True:
+            scenes = upcoming.result()
+            upcoming = drawing.submit(draw_scenes, split, seed, next(numbers) * batch, batch, size)
+            yield render(split, scenes, size, device)
 
 
 def _check(split: str) -> str:

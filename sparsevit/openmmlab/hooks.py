@@ -1,0 +1,178 @@
+"""Training hooks: the sparsity of each iteration, validation at fixed sparsities, checkpoints, seeds, progress.
+
+They set `backbone.sparsity` and nothing else; no method of the model is replaced.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmcv.runner import HOOKS, Hook, get_dist_info, weights_to_cpu
+
+from sparsevit.adaptation import SparsitySchedule
+from sparsevit.console import Step, console, progress
+from sparsevit.model.backbone import SparseSwin
+from sparsevit.sparsity import PAPER_GRID, SparsitySpace
+
+
+def backbone_of(model: torch.nn.Module) -> SparseSwin:
+    """The backbone of a detector, also of one that is wrapped for parallel training."""
+    backbone = getattr(model, "module", model).backbone
+    assert isinstance(backbone, SparseSwin)
+    return backbone
+
+
+@HOOKS.register_module()
+class SparsityAdaptation(Hook):  # type: ignore[misc]  # mmcv is untyped
+    """Sparsity-Aware Adaptation: a random sparsity each iteration, the same on all ranks.
+
+    Args:
+        ratios: the grid that ratios are drawn from.
+        seed: of the draws.
+    """
+
+    def __init__(self, ratios: Sequence[float | str] = PAPER_GRID, seed: int = 0) -> None:
+        self.ratios, self.seed = ratios, seed
+
+    def before_run(self, runner: Any) -> None:
+        backbone = backbone_of(runner.model)
+        self._schedule = SparsitySchedule(SparsitySpace(backbone.depths, tuple(self.ratios)), self.seed)  # type: ignore[arg-type]
+        self._start = backbone.sparsity
+
+    def before_train_iter(self, runner: Any) -> None:
+        backbone_of(runner.model).sparsity = self._schedule(runner.iter)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        backbone_of(runner.model).sparsity = self._start
+
+
+@HOOKS.register_module()
+class EvaluateSparsities(Hook):  # type: ignore[misc]
+    """Validation at fixed sparsities, each reported under its name.
+
+    Args:
+        dataset: an mmdet data set config; evaluated with COCO metrics.
+        sparsities: name to sparsity, in any form `Sparsity.of` accepts.
+        interval: epochs between validations; the last epoch is always validated.
+        images: at most this many images.
+    """
+
+    def __init__(
+        self,
+        dataset: Mapping[str, Any],
+        sparsities: Mapping[str, Any],
+        interval: int = 1,
+        images: int | None = None,
+        batch: int = 1,
+    ) -> None:
+        self.dataset, self.sparsities, self.interval, self.images, self.batch = dataset, sparsities, interval, images, batch
+
+    def before_run(self, runner: Any) -> None:
+        from sparsevit.openmmlab.evaluation import DetectorEvaluation
+
+        if runner.rank == 0:
+            self._evaluation = DetectorEvaluation.of_dataset(self.dataset, batch=self.batch)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        if (runner.epoch + 1) % self.interval and runner.epoch + 1 != runner.max_epochs:
+            return
+        # One rank judges while the others wait: the same figures on any number of ranks.
+        if runner.rank == 0:
+            self._evaluate(runner)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
+    def _evaluate(self, runner: Any) -> None:
+        model = getattr(runner.model, "module", runner.model)
+        backbone = backbone_of(model)
+        before = backbone.sparsity
+        for name, sparsity in self.sparsities.items():
+            backbone.sparsity = sparsity
+            metrics = self._evaluation.metrics(model, images=self.images)
+            console.print(f"epoch {runner.epoch + 1}, {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in _headline(metrics)))
+            runner.log_buffer.output.update({f"{name}/{key}": value for key, value in metrics.items()})
+        runner.log_buffer.ready = True
+        backbone.sparsity = before
+        model.train()
+
+
+def _headline(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
+    return [(key, value) for key, value in metrics.items() if key.endswith("_mAP")]
+
+
+@HOOKS.register_module()
+class SaveCheckpoints(Hook):  # type: ignore[misc]
+    """Whole checkpoints only: written to a temporary name, then renamed to `epoch_<n>.pth`.
+
+    Args:
+        interval: epochs between checkpoints; the last epoch is always saved.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, interval: int = 1, keep: int = 2) -> None:
+        self.interval, self.keep = interval, keep
+
+    def after_train_epoch(self, runner: Any) -> None:
+        epoch = runner.epoch + 1
+        if runner.rank != 0 or (epoch % self.interval and epoch != runner.max_epochs):
+            return
+        model = getattr(runner.model, "module", runner.model)
+        content = {
+            "meta": {"epoch": epoch, "iter": runner.iter, "CLASSES": list(model.CLASSES)},
+            "state_dict": weights_to_cpu(model.state_dict()),
+            "optimizer": runner.optimizer.state_dict(),
+        }
+        folder = Path(runner.work_dir)
+        temporary = folder / "checkpoint.tmp"
+        torch.save(content, temporary)
+        os.replace(temporary, folder / f"epoch_{epoch}.pth")
+        for old in checkpoints(folder)[: -self.keep]:
+            old.unlink()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in a work folder, oldest first."""
+    return sorted(folder.glob("epoch_*.pth"), key=lambda path: int(path.stem.split("_")[1]))
+
+
+@HOOKS.register_module()
+class SeedEpochs(Hook):  # type: ignore[misc]
+    """Seeds PyTorch anew at every epoch from seed, epoch and rank, so that a resumed run repeats an uninterrupted one."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_train_epoch(self, runner: Any) -> None:
+        rank, ranks = get_dist_info()
+        torch.manual_seed(self.seed * 1_000_003 + runner.epoch * ranks + rank)
+
+
+@HOOKS.register_module()
+class ShowProgress(Hook):  # type: ignore[misc]
+    """One progress bar over all iterations, with the loss."""
+
+    def __init__(self, title: str = "training") -> None:
+        self.title = title
+
+    def before_run(self, runner: Any) -> None:
+        self._stack = ExitStack()
+        self._step: Step | None = None
+
+    def before_train_epoch(self, runner: Any) -> None:
+        if self._step is None:  # only now is the number of iterations known
+            total = runner.max_epochs * len(runner.data_loader)
+            self._step = self._stack.enter_context(progress(self.title, total))
+            if runner.iter:
+                self._step(runner.iter)
+
+    def after_train_iter(self, runner: Any) -> None:
+        assert self._step is not None
+        self._step(1, f"loss {float(runner.outputs['loss'].detach()):.3f}")
+
+    def after_run(self, runner: Any) -> None:
+        self._stack.close()

@@ -1,0 +1,42 @@
+"""Instance masks that stay on the device: what mmdet's mask targets need of `BitmapMasks`, without a copy to the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops import roi_align
+
+
+class DeviceMasks:
+    """Masks of one image, bool `(n, h, w)`, on any device."""
+
+    def __init__(self, masks: Tensor) -> None:
+        self.masks = masks
+        self.height, self.width = masks.shape[-2:]
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def crop_and_resize(
+        self,
+        bboxes: NDArray[np.float32],
+        out_shape: tuple[int, int],
+        inds: NDArray[np.int64],
+        device: str | torch.device = "cpu",
+        interpolation: str = "bilinear",
+        binarize: bool = True,
+    ) -> DeviceMasks:
+        """Mask `inds[i]` inside box `bboxes[i]`, resized to `out_shape`; as mmdet's `BitmapMasks` does."""
+        rois = torch.from_numpy(bboxes).to(self.masks.device, torch.float32)
+        masks = self.masks[torch.from_numpy(inds).to(self.masks.device)].float()[:, None]
+        numbers = torch.arange(len(rois), device=rois.device, dtype=rois.dtype)[:, None]
+        cropped = roi_align(masks, torch.cat([numbers, rois], dim=1), out_shape, 1.0, 0, True)[:, 0]
+        return DeviceMasks(cropped >= 0.5 if binarize else cropped)
+
+    def to_ndarray(self) -> NDArray[Any]:
+        array: NDArray[Any] = self.masks.cpu().numpy()
+        return array

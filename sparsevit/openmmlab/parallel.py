@@ -1,0 +1,88 @@
+"""Running a detector's training step on one device, or on one rank of many."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from mmcv.parallel import DataContainer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def init_ranks() -> tuple[int, int]:
+    """Join the ranks that `torchrun` started, if any; returns rank and number of ranks.
+
+    Several ranks may share a GPU (small models keep one busy from several processes); NCCL cannot do that, Gloo can.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks == 1:
+        return 0, 1
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), ranks
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    backend = "nccl" if torch.cuda.is_available() and local <= torch.cuda.device_count() else "gloo"
+    torch.distributed.init_process_group(backend)
+    return torch.distributed.get_rank(), ranks
+
+
+def own_device(name: str | None = None) -> torch.device:
+    """The device that `name` says, or this rank's GPU, or the CPU."""
+    if name and name not in ("auto", "cuda"):
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def to_device(data: Any, device: torch.device) -> Any:
+    """A batch on `device`, mmcv's containers opened."""
+    if isinstance(data, DataContainer):
+        return to_device(data.data[0], device)
+    if isinstance(data, Tensor):
+        return data.to(device, non_blocking=True)
+    if isinstance(data, dict):
+        return {key: to_device(value, device) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [to_device(value, device) for value in data]
+    return data
+
+
+def _casting(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+class OneDevice(nn.Module):
+    """A detector on one device, as mmcv's runner wants it."""
+
+    def __init__(self, module: nn.Module, device: torch.device, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.module = module.to(device)
+        self.device = device
+        self.autocast = autocast
+
+    def train_step(self, data: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+        """Losses of one batch, mmdet's way."""
+        with _casting(self.device, self.autocast):
+            outputs: dict[str, Any] = self.module.train_step(to_device(data, self.device), optimizer)  # type: ignore[operator]
+        return outputs
+
+
+class ManyRanks(DistributedDataParallel):
+    """A detector on one rank of many. mmcv's own class of this kind relies on parts that PyTorch has removed."""
+
+    def __init__(self, module: nn.Module, device: torch.device, autocast: torch.dtype | None = None) -> None:
+        super().__init__(module.to(device), device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False)
+        self.own_device = device
+        self.autocast = autocast
+
+    def train_step(self, data: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+        """Losses of one batch; gradients are averaged over the ranks in the backward pass."""
+        batch = to_device(data, self.own_device)
+        with _casting(self.own_device, self.autocast):
+            losses = self(**batch)
+        loss, log_vars = self.module._parse_losses(losses)
+        return {"loss": loss, "log_vars": log_vars, "num_samples": len(batch["img_metas"])}

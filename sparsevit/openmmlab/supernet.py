@@ -1,0 +1,132 @@
+"""Trains the built-in supernet: dense, then Sparsity-Aware Adaptation, then its model card. `make supernet` runs it.
+
+Each stage resumes where it stopped. Under torchrun all stages use all ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsevit.console import console, progress
+from sparsevit.openmmlab.config import build_model, load_config, load_weights
+from sparsevit.openmmlab.evaluation import DetectorEvaluation
+from sparsevit.openmmlab.hooks import backbone_of
+from sparsevit.openmmlab.parallel import init_ranks, own_device
+from sparsevit.openmmlab.train import train
+from sparsevit.sparsity import Sparsity, SparsitySpace
+
+FIXED = {"dense": "dense", "uniform 30 %": "0.3", "uniform 60 %": "0.6"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of the training; see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=Path("runs/supernet"))
+    parser.add_argument("--stages", nargs="+", default=["dense", "saa", "card"], choices=["dense", "saa", "card"])
+    parser.add_argument("--config-dir", default="builtin:digits", help="folder with dense.py, saa.py and supernet.py")
+    parser.add_argument("--start", type=Path, help="weights that adaptation starts from; default: those of the dense stage")
+    parser.add_argument("--random", type=int, default=50, help="random sparsities on the model card")
+    parser.add_argument("--cfg-options", nargs="*", default=[], help="key=value set in every config")
+    parser.add_argument("--device", default=None)
+    given = parser.parse_args(arguments)
+    options = dict(_option(item) for item in given.cfg_options)
+    work: Path = given.work_dir
+    dense, weights = work / "dense.safetensors", work / "digits.safetensors"
+    rank, _ = init_ranks()
+    if "dense" in given.stages:
+        config = load_config(f"{given.config_dir}/dense.py", options)
+        last = train(config, work / "dense", device=given.device, title="dense training")
+        _on_first_rank(rank, pack, config, last, dense)
+    if "saa" in given.stages:
+        config = load_config(f"{given.config_dir}/saa.py", {"load_from": str(given.start or dense), **options})
+        last = train(config, work / "saa", device=given.device, title="sparsity-aware adaptation")
+        _on_first_rank(rank, pack, config, last, weights)
+    if "card" in given.stages:
+        config = load_config(f"{given.config_dir}/supernet.py", options)
+        figures = judge(config, weights, device=given.device, count=given.random)
+        if rank == 0:
+            (work / "card.json").write_text(json.dumps(figures, indent=1))
+            console.print(json.dumps({name: figures[name] for name in (*FIXED, "random mean")}, indent=1))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def pack(config: Any, checkpoint: Path, target: Path) -> None:
+    """A checkpoint's weights as float16 safetensors, without what can be computed."""
+    from safetensors.torch import save_file
+
+    model = build_model(config)
+    load_weights(model, checkpoint)
+    tensors = {
+        key: value.half().contiguous() if value.is_floating_point() else value
+        for key, value in model.state_dict().items()
+        if not key.endswith("relative_position_index")
+    }
+    temporary = target.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata={"config": "digits/supernet.py"})
+    os.replace(temporary, target)
+
+
+def judge(config: Any, weights: Path, *, device: str | None, count: int, seed: int = 0) -> dict[str, Any]:
+    """Metrics of the model card: fixed sparsities and `count` random ones, shared out over the ranks."""
+    place = own_device(device)
+    model: nn.Module = build_model(config, weights).to(place).eval()
+    backbone = backbone_of(model)
+    space = SparsitySpace(backbone.depths)
+    rng = random.Random(seed)
+    wanted: list[tuple[str, Sparsity]] = [(name, space.parse(text)) for name, text in FIXED.items()]
+    wanted += [(f"random {i}", space.sample(rng)) for i in range(count)]
+    ranked = torch.distributed.is_initialized()
+    rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if ranked else (0, 1)
+    if rank == 0:
+        DetectorEvaluation.of_dataset(config.data.test)  # draws the data set, once
+    if ranked:
+        torch.distributed.barrier()
+    evaluation = DetectorEvaluation.of_dataset(config.data.test, batch=25 if place.type == "cuda" else 1)
+    mine: dict[str, Any] = {}
+    with progress("model card", len(wanted[rank::ranks])) as step:
+        for name, sparsity in wanted[rank::ranks]:
+            backbone.sparsity = sparsity
+            start = time.monotonic()
+            mine[name] = {"sparsity": str(sparsity), **evaluation.metrics(model)}
+            step(1, f"{name}: {mine[name]['bbox_mAP']:.3f} bbox mAP, {time.monotonic() - start:.0f} s")
+    figures = mine
+    if ranked:
+        gathered: list[Any] = [None] * ranks
+        torch.distributed.all_gather_object(gathered, mine)
+        figures = {name: value for part in gathered for name, value in part.items()}
+    drawn = [value for name, value in figures.items() if name.startswith("random ")]
+    if drawn:
+        keys = [key for key in drawn[0] if key != "sparsity"]
+        figures["random mean"] = {key: sum(each[key] for each in drawn) / len(drawn) for key in keys}
+    figures["images"] = len(evaluation)
+    return figures
+
+
+def _on_first_rank(rank: int, function: Any, *arguments: Any) -> None:
+    if rank == 0:
+        function(*arguments)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _option(item: str) -> tuple[str, Any]:
+    key, _, value = item.partition("=")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+if __name__ == "__main__":
+    main()

@@ -36,8 +36,8 @@ class SupernetSpec(_Table):
     """`package.module:factory`; called with the other keys of this table and with `device` and `dtype` of the target,
     it returns an `Evaluator`."""
     config: str | None = None
-    """The detector's config file, relative to the study file; a word without `/` and suffix is a name that the factory
-    knows. A config file is code: it is executed."""
+    """The detector's config file, relative to the study file. `builtin:…`, or a word without `/` and suffix, is a name that
+    the factory knows. A config file is code: it is executed."""
     checkpoint: str | None = None
     """The supernet's weights, given like `config`."""
 
@@ -237,7 +237,8 @@ def _toml_value(text: str) -> Any:
 
 
 def _is_path(value: str) -> bool:
-    return bool(re.search(r"[/\\]", value)) or bool(Path(value).suffix)
+    """`builtin:digits` and `builtin` are names, `weights.pth` and `runs/adapt` are paths."""
+    return re.match(r"\w{2,}:", value) is None and bool(re.search(r"[/\\]", value) or Path(value).suffix)
 
 
 def _folder(info: ValidationInfo) -> Path:

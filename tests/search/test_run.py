@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -196,9 +197,7 @@ def test_killed_while_evaluating_equals_uninterrupted(load: Load, study_file: Pa
     """A process that is killed for good, the next one right after it."""
     whole = configurations(search(load(), trials=14, out="whole"))
     code = f"""
-import os, signal, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import search_fakes
+import os, signal, search_fakes
 from sparsevit.latency import model, timing
 model.measure = timing.measure = search_fakes.measure
 def kill():
@@ -209,7 +208,9 @@ from sparsevit.search.run import search
 from sparsevit.search.spec import StudySpec
 search(StudySpec.load({str(study_file)!r}), trials=14, out="parts")
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
     before = load_results(load(), out="parts")
     assert len(before.trials) == 10
     after = search(load(), trials=14, out="parts")

@@ -47,11 +47,11 @@ def test_defaults(write: Write) -> None:
 
 def test_files_are_found_beside_the_study(write: Write, tmp_path: Path) -> None:
     (tmp_path / "config.py").touch()
-    text = MINIMAL + '[supernet]\nconfig = "config.py"\ncheckpoint = "builtin"\n[supernet.options]\nbatch = 4\n'
+    text = MINIMAL + '[supernet]\nconfig = "config.py"\ncheckpoint = "builtin:a/b.py"\n[supernet.options]\nbatch = 4\n'
     spec = StudySpec.load(write(text))
     assert spec.supernet.arguments == {
         "config": str(tmp_path / "config.py"),
-        "checkpoint": "builtin",
+        "checkpoint": "builtin:a/b.py",
         "options": {"batch": 4},
     }
 

@@ -36,8 +36,8 @@ class SupernetSpec(_Table):
     """`package.module:factory`; called with the other keys of this table and with `device` and `dtype` of the target,
     it returns an `Evaluator`."""
     config: str | None = None
-    """The detector's config file, relative to the study file. `builtin:…`, or a word without `/` and suffix, is a name that
-    the factory knows. A config file is code: it is executed."""
+    """The detector's config file, relative to the study file. `builtin:…`, or a word without `/` and suffix, is a name
+    that the factory knows. A config file is code: it is executed."""
     checkpoint: str | None = None
     """The supernet's weights, given like `config`."""
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-NEIGHBOURS = 9
-"""Samples, an odd number, over which the machine's pace is taken to be constant; their median bears a burst of four."""
+REACH = 4
+"""Samples before and after one, over which the machine's pace is taken to be constant."""
 
 PASSES = 6
 Z = 1.96
@@ -18,9 +18,10 @@ Z = 1.96
 def without_drift(which: NDArray[np.int64], ms: NDArray[np.float64]) -> NDArray[np.float64]:
     """Timings at the pace that the machine had in the median, same shape.
 
-    A sample is its configuration's latency times the machine's pace times noise. The pace is the rolling median, over
-    the samples around, of how each compares with its own configuration's median; alternating between the two converges,
-    as configurations were run in shuffled order. The anchor's median stays what it was.
+    A sample is its configuration's latency times the machine's pace times noise. The pace is the median of how
+    the samples around (not the sample itself, or noise would pass for pace) compare with their own configurations'
+    medians. Alternating between the two converges, as configurations were run in shuffled order. The anchor's median
+    stays what it was.
 
     Args:
         which: the configuration of each sample in order of time, shape `(N,)`; 0 is the anchor.
@@ -33,16 +34,16 @@ def without_drift(which: NDArray[np.int64], ms: NDArray[np.float64]) -> NDArray[
         residual = logs.copy()
         for member in members:
             residual[member] -= np.median((logs - pace)[member])
-        pace = _rolling_median(residual)
+        pace = _median_around(residual)
     anchor = which == 0
     flat = logs - pace
     return np.asarray(np.exp(flat - np.median(flat[anchor]) + np.median(logs[anchor])), np.float64)
 
 
-def _rolling_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    padded = np.pad(values, NEIGHBOURS // 2, mode="symmetric")
-    around = np.lib.stride_tricks.sliding_window_view(padded, NEIGHBOURS)
-    return np.asarray(np.median(around, axis=1), np.float64)
+def _median_around(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    padded = np.pad(values, REACH, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * REACH + 1)
+    return np.asarray(np.median(np.delete(windows, REACH, axis=1), axis=1), np.float64)
 
 
 def median_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:

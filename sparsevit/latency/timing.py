@@ -28,7 +28,10 @@ PROGRESS = 100
 """Steps that one `measure` reports altogether, however long it takes: `progress(title, PROGRESS)`."""
 
 ANCHOR_EVERY = 4
-MIN_ROUNDS = 5
+MIN_ROUNDS = 3
+PRECISE_ROUNDS = 6
+"""Fewer samples have no 95 % interval, see `median_interval`."""
+
 MAX_ROUNDS = 1000
 VISIT_MS = 5.0
 MAX_CALLS = 10
@@ -86,10 +89,12 @@ def measure(
                 samples.append(_visit(prepare, stopwatch, configurations[number], calls))
                 by_rounds = (done - 1 + position / len(order)) / MIN_ROUNDS
                 told(min((clock() - start) / budget_s, by_rounds))
-            if done >= MIN_ROUNDS:
-                timings = _timings(which, samples, reference_ms)
-                if clock() - start >= budget_s or all(timing.uncertainty <= precision for timing in timings):
-                    break
+            if done < MIN_ROUNDS:
+                continue
+            timings = _timings(which, samples, reference_ms)
+            precise = done >= PRECISE_ROUNDS and all(timing.uncertainty <= precision for timing in timings)
+            if precise or clock() - start >= budget_s:
+                break
     told(1.0)
     return [timings[index[Sparsity.of(sparsity, depths)]] for sparsity in sparsities]
 

@@ -13,12 +13,7 @@ def diagnose() -> list[Finding]:
     """Everything that a search depends on, in the order in which to cure it. Imports what it judges: takes seconds."""
     from sparsevit.doctor import machine, packages
 
-    installed = packages.installed_version
-    return [
-        packages.python(),
-        *packages.versions(packages.requirements(), installed),
-        packages.mmcv(installed),
-        *packages.imports(),
-        *machine.devices(),
-        machine.weights(Path(__file__).parents[1]),
-    ]
+    findings = [packages.python(), *packages.versions(packages.requirements()), packages.mmcv()]
+    if can_search(findings):  # what a wrong version breaks is cured with the version
+        findings += packages.imports()
+    return [*findings, *machine.devices(), machine.weights(Path(__file__).parents[1])]

@@ -8,7 +8,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from sparsevit.console import console
-from sparsevit.dashboard.text import metric_label
+from sparsevit.dashboard.text import metric_label, ms_text
 from sparsevit.search.results import StudyResults, TrialResult
 from sparsevit.search.selection import surprises
 
@@ -55,11 +55,11 @@ def print_front(results: StudyResults) -> None:
         figures = [f"{one.confirmed[name]:.4f}" if one.confirmed else "" for name in names]
         if not confirmed:
             figures = [f"{one.accuracy[name]:.4f}" for name in names]
-        measured = f"{one.measured.median_ms:.4g}" if one.measured else ""
+        measured = ms_text(one.measured.median_ms) if one.measured else ""
         mark = "*" if results.best is not None and one.number == results.best.number else ""
-        table.add_row(f"{one.number}{mark}", str(one.sparsity), *figures, f"{one.predicted_ms:.4g}", measured)
-    # Where there is no terminal, width is no reason to cut a configuration short.
-    width = None if console.is_terminal else Measurement.get(console, console.options.update(width=1000), table).maximum
+        table.add_row(f"{one.number}{mark}", str(one.sparsity), *figures, ms_text(one.predicted_ms), measured)
+    # A terminal may wrap a line; no width is a reason to cut a configuration short.
+    width = Measurement.get(console, console.options.update(width=1000), table).maximum
     console.print(table, width=width, crop=False)
     images = results.images_confirm if confirmed else results.images_search
     rest = "; rows without figures were not chosen to be confirmed" if confirmed and not _all_confirmed(results) else ""

@@ -73,10 +73,10 @@ def storage_at(url: str, *, create: bool = True) -> Iterator[RDBStorage]:
 
 
 def check_storage(url: str, *, writing: bool = True) -> URL:
-    """Parse `url` and, for SQLite, look at its file and folder; writes nothing that stays.
+    """Parse `url` and look at its file and folder, or call its server; writes nothing that stays.
 
     Raises:
-        UserError: if the URL or the file is none of a database, or it cannot be written to.
+        UserError: if the URL or the file is none of a database, it cannot be written to, or the server not reached.
     """
     try:
         parsed = make_url(url)
@@ -90,6 +90,11 @@ def check_storage(url: str, *, writing: bool = True) -> URL:
         if file is None:
             raise UserError("storage.url is a SQLite database in memory, which cannot be resumed: name a file")
         _check_sqlite(file, writing)
+    else:
+        with _one_line(parsed):
+            engine = sa.create_engine(parsed)
+            engine.connect().close()
+            engine.dispose()
     return parsed
 
 

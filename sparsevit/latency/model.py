@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["PROGRESS", "HeldOut", "LatencyError", "LatencyModel", "fit"]
 
 FORMAT = 1
-HELD_OUT_SHARE = 0.4
-"""Of the time: a check as noisy as its own measurements would blame the model for them."""
-
-MIXED_PER_CELL = 1.0
+MIXED_PER_CELL = 0.5
 """Random configurations measured beside the cells: with cells alone, the fit sees neighbours of dense, and no noise."""
 
 
@@ -60,7 +57,7 @@ class LatencyModel:
         dense: the dense latency as it was measured.
         dense_ms: the dense latency as the model has it.
         cells: what each grid value in each layer adds to it (mostly below 0), ms; one row per layer.
-        held_out: random configurations that were measured after the fit and had no part in it.
+        held_out: random configurations that were measured too and had no part in the fit.
     """
 
     target: Target
@@ -161,6 +158,9 @@ def fit(
 ) -> LatencyModel:
     """Measure the cells of a latency model and some random sparsities, fit it, and check it on others.
 
+    Those held out are measured in the same shuffled rounds, so that what the check finds is the model's error and not
+    that the machine was busier later; the fit does not see them.
+
     Args:
         backbone: a `SparseBackbone`; it is copied, and stays as it is.
         held_out: how many random configurations to check it on, at least 2; fewer are if the space has no more.
@@ -187,54 +187,27 @@ def fit(
     if len(held) < 2:  # a space so small that the cells are all of it: measure those anew
         held = draw(space, windows, held_out, seed, besides=[space.dense])
     mixed = draw(space, windows, round(MIXED_PER_CELL * len(cells)), seed + 1, besides=[*cells, *held])
+    measured = [*cells, *mixed]
     timings = measure(
         backbone,
         target,
-        [*cells, *mixed],
-        budget_s=budget_s * (1 - HELD_OUT_SHARE),
+        [*measured, *held],
+        budget_s=budget_s,
         precision=precision,
         seed=seed,
-        step=_share(step, 1 - HELD_OUT_SHARE),
+        step=step,
         clock=clock,
     )
+    fitted, checks = timings[: len(measured)], timings[len(measured) :]
     dense_ms, table = fit_table(
         space,
         windows,
-        [*cells, *mixed],
-        np.array([timing.median_ms for timing in timings]),
-        np.array([timing.samples for timing in timings]),
+        measured,
+        np.array([timing.median_ms for timing in fitted]),
+        np.array([timing.samples for timing in fitted]),
     )
     facts = environment(target)
     model = LatencyModel(target, facts, space, windows, timings[0], dense_ms, tuple(map(tuple, table.tolist())), ())
-    checks = measure(
-        backbone,
-        target,
-        held,
-        budget_s=budget_s * HELD_OUT_SHARE,
-        precision=precision,
-        seed=seed + 1,
-        reference_ms=timings[0].median_ms,
-        step=_share(step, HELD_OUT_SHARE),
-        clock=clock,
-    )
     predicted = [model.predict(sparsity) for sparsity in held]
     checked = zip(held, predicted, (check.median_ms for check in checks), strict=True)
     return replace(model, held_out=tuple(HeldOut(*check) for check in checked))
-
-
-def _share(step: Step | None, share: float) -> Step | None:
-    """A step for a part of the work: that share of the steps it is told of goes on to `step`."""
-    if step is None:
-        return None
-    whole = step
-    heard = told = 0
-
-    def part(advance: int = 1, note: str = "") -> None:
-        nonlocal heard, told
-        heard += advance
-        due = round(heard * share)
-        if due > told:
-            whole(due - told, note)
-        told = due
-
-    return part

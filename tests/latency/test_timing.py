@@ -10,6 +10,7 @@ import torch
 from sparsevit.errors import UserError
 from sparsevit.latency.target import Target
 from sparsevit.latency.timing import ANCHOR_EVERY, MIN_ROUNDS, PROGRESS, measure
+from sparsevit.model import SparseSwin
 from sparsevit.sparsity import Sparsity, SparsitySpace
 
 TARGET = Target("cpu", 1, size=(64, 96), batch=2)
@@ -157,3 +158,14 @@ def test_a_sparsity_of_another_backbone_is_refused(clock_type: Any, backbone_typ
     clock = clock_type()
     with pytest.raises(UserError, match="does not fit"):
         measure(backbone_type(clock, cost), TARGET, [Sparsity.parse("0/0.1")], clock=clock)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["eager", "graph"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gpu_is_timed_by_its_own_events(engine: str, dtype: str) -> None:
+    backbone = SparseSwin(embed_dims=32, num_heads=(1, 2, 4, 8))
+    target = Target("cuda:0", dtype=dtype, batch=2, size=(224, 230), engine=engine)
+    timings = measure(backbone, target, [SPACE.dense, *SPARSITIES], budget_s=2)
+    assert all(0 < timing.low_ms <= timing.median_ms <= timing.high_ms < 1000 for timing in timings)
+    assert next(backbone.parameters()).device.type == "cpu"

@@ -22,7 +22,7 @@ model = dict(
         type="BatchedRPNHead",
         in_channels=64,
         feat_channels=64,
-        # Digits are upright: boxes from 20 to 125 pixels high, about two thirds as wide.
+        # Digits are upright: boxes from 20 to 100 pixels high, about two thirds as wide.
         anchor_generator=dict(type="AnchorGenerator", scales=[5], ratios=[0.9, 1.4, 2.2], strides=[4, 8, 16, 32]),
         bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),
         loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0),

@@ -1,8 +1,9 @@
 # Second stage of the built-in supernet: Sparsity-Aware Adaptation of the dense weights.
 _base_ = "mask_rcnn.py"
 
-data = dict(train=dict(images=40960, seed=2))
-optimizer = dict(lr=4e-4)
-runner = dict(max_epochs=5)
+data = dict(train=dict(images=40960, crowd=(5, 14, 0.28), seed=2))
+optimizer = dict(lr=5e-4)
+runner = dict(max_epochs=9)
 custom_hooks = [dict(type="SparsityAdaptation", seed=0)]
-evaluate_sparsities = dict(interval=5, images=60)
+evaluate_sparsities = dict(interval=4, images=60)
+lr_config = dict(warmup_iters=100)

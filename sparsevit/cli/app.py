@@ -10,8 +10,12 @@ from typing import Annotated
 import typer
 
 from sparsevit import __version__
+from sparsevit.cli import data
+from sparsevit.cli.adapt import adapt
 from sparsevit.cli.check import check
+from sparsevit.cli.evaluate import evaluate
 from sparsevit.cli.export import export
+from sparsevit.cli.finetune import finetune
 from sparsevit.cli.measure import measure
 from sparsevit.cli.report import report
 from sparsevit.cli.search import search
@@ -49,7 +53,11 @@ app.command()(search)
 app.command()(status)
 app.command()(report)
 app.command()(export)
+app.command()(finetune)
+app.command()(evaluate)
 app.command()(measure)
+app.command()(adapt)
+app.add_typer(data.app, name="data")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

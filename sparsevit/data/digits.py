@@ -26,10 +26,7 @@ from sparsevit.errors import UserError
 
 CLASSES = tuple(str(digit) for digit in range(10))
 SPLITS = ("train", "val")
-MAX_DIGITS = 14
-MIN_DIGITS = 5
 MIN_SIDE = 26  # pixels, of a digit's larger side
-MAX_SHARE = 0.28  # largest digit, as a share of the canvas's smaller side
 CHUNK = 32  # scenes drawn from one generator; scene i depends on the seed and i alone
 VAL_EVERY = 6  # every sixth scan is kept for validation
 TRAIN_SHARE = 0.65  # of a photograph's width
@@ -37,6 +34,15 @@ INK_THRESHOLD = 0.36  # of full ink, where a digit's mask ends
 EDGE = 2.5  # how steeply ink becomes opaque around that threshold
 MIN_INK = 12  # pixels
 CANDIDATES = 24  # places tried for each digit before it is left out
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """How much a scene holds: fewest and most digits, and the largest one as a share of the canvas's smaller side."""
+
+    fewest: int = 3
+    most: int = 8
+    largest: float = 0.22
 
 
 @dataclass(frozen=True)
@@ -110,35 +116,37 @@ def photographs(split: str) -> NDArray[np.float32]:
     return np.ascontiguousarray(photos[..., :cut] if _check(split) == "train" else photos[..., cut:])
 
 
-def draw_scenes(split: str, seed: int, start: int, count: int, size: tuple[int, int]) -> Scenes:
+def draw_scenes(
+    split: str, seed: int, start: int, count: int, size: tuple[int, int], crowd: Crowd = Crowd()  # noqa: B008  frozen
+) -> Scenes:
     """Scenes `start` to `start + count` of an endless, reproducible series for a canvas of `(height, width)` pixels.
 
     Raises:
         UserError: if the canvas is too small for the smallest digit.
     """
-    if min(size) * MAX_SHARE < MIN_SIDE:
-        raise UserError(f"image size {size[0]}x{size[1]} is too small for the digits: at least {MIN_SIDE / MAX_SHARE:.0f}")
+    if min(size) * crowd.largest < MIN_SIDE:
+        raise UserError(f"image size {size[0]}x{size[1]} is too small for the digits: at least {MIN_SIDE / crowd.largest:.0f}")
     first, last = start // CHUNK, -(-(start + count) // CHUNK)
-    chunks = [_draw_chunk(split, seed, number, size) for number in range(first, last)]
+    chunks = [_draw_chunk(split, seed, number, size, crowd) for number in range(first, last)]
     keep = slice(start - first * CHUNK, start - first * CHUNK + count)
     names = Scenes.__dataclass_fields__
     return Scenes(**{name: np.concatenate([getattr(chunk, name) for chunk in chunks])[keep] for name in names})
 
 
-def _draw_chunk(split: str, seed: int, number: int, size: tuple[int, int]) -> Scenes:
+def _draw_chunk(split: str, seed: int, number: int, size: tuple[int, int], crowd: Crowd) -> Scenes:
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
     height, width = size
     _, classes = scans(split)
-    shape = (CHUNK, MAX_DIGITS)
+    shape = (CHUNK, crowd.most)
     glyphs = rng.integers(len(classes), size=shape)
-    wanted = rng.integers(MIN_DIGITS, MAX_DIGITS + 1, size=CHUNK)
-    log_sides = rng.uniform(np.log(MIN_SIDE), np.log(min(size) * MAX_SHARE), size=shape)
+    wanted = rng.integers(crowd.fewest, crowd.most + 1, size=CHUNK)
+    log_sides = rng.uniform(np.log(MIN_SIDE), np.log(min(size) * crowd.largest), size=shape)
     sides = np.exp(-np.sort(-log_sides, axis=1))  # large ones are placed first
     turns = rng.normal(0, (0.12, 0.08, 0.08), size=(*shape, 3)).clip(-0.3, 0.3)
     centres = np.zeros((*shape, 2))
     placed = np.zeros(shape, bool)
     extent = np.array([width, height])
-    for place in range(MAX_DIGITS):
+    for place in range(crowd.most):
         margin = sides[:, None, place, None] * 0.55
         candidates = margin + rng.random((CHUNK, CANDIDATES, 2)) * (extent - 2 * margin)
         gap = np.abs(candidates[:, :, None] - centres[:, None, :place]).max(axis=-1)
@@ -276,15 +284,23 @@ def _boxes(masks: Tensor) -> Tensor:
 
 
 def batches(
-    split: str, seed: int, size: tuple[int, int], batch: int, *, start: int = 0, stride: int = 1, device: torch.device | str = "cpu"
+    split: str,
+    seed: int,
+    size: tuple[int, int],
+    batch: int,
+    *,
+    crowd: Crowd = Crowd(),  # noqa: B008  frozen
+    start: int = 0,
+    stride: int = 1,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Rendered]:
     """An endless stream of rendered batches: batch `start`, `start + stride`, … of the series."""
     numbers = itertools.count(start, stride)
     with ThreadPoolExecutor(1) as drawing:  # the next scenes are drawn while these are painted and used
-        upcoming = drawing.submit(draw_scenes, split, seed, next(numbers) * batch, batch, size)
+        upcoming = drawing.submit(draw_scenes, split, seed, next(numbers) * batch, batch, size, crowd)
         while True:
             scenes = upcoming.result()
-            upcoming = drawing.submit(draw_scenes, split, seed, next(numbers) * batch, batch, size)
+            upcoming = drawing.submit(draw_scenes, split, seed, next(numbers) * batch, batch, size, crowd)
             yield render(split, scenes, size, device)
 
 

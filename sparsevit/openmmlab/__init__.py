@@ -9,5 +9,6 @@ compat.prepare()
 compat.quiet()
 
 from sparsevit.openmmlab import backbone, batched_roi, batched_rpn, digits, hooks  # noqa: E402
+from sparsevit.openmmlab.evaluator import detector_evaluator  # noqa: E402
 
-__all__ = ["backbone", "batched_roi", "batched_rpn", "digits", "hooks"]
+__all__ = ["backbone", "batched_roi", "batched_rpn", "detector_evaluator", "digits", "hooks"]

@@ -10,7 +10,6 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 
 from sparsevit.errors import MissingExtraError, UserError
-from sparsevit.openmmlab import ops
 
 # Said while running, at every call of a sound old function.
 _NOISE = (
@@ -28,6 +27,8 @@ def prepare() -> None:
     """
     for category, message in _NOISE:
         warnings.filterwarnings("ignore", message=message, category=category)
+    if _installed("torchvision") is None:
+        raise MissingExtraError("reading mmdet configs", "openmmlab")
     _require("mmdet", "2.28")
     if _installed("mmcv-full"):
         if _installed("mmcv"):
@@ -38,7 +39,11 @@ def prepare() -> None:
         _require("mmcv-full", "1.7")
     else:
         _require("mmcv", "1.7")
+        from sparsevit.openmmlab import ops  # needs torchvision, so not before
+
         ops.serve_with_torchvision()
+    # Where a compiler for CUDA is there but no GPU, the extension builder that mmcv imports says so.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with warnings.catch_warnings():  # notices about their own end and moved names, at import alone
         warnings.simplefilter("ignore")
         import mmdet.apis  # noqa: F401
@@ -51,7 +56,7 @@ def quiet() -> None:
     from mmcv.utils import get_logger
 
     for name in ("mmcv", "mmdet"):
-        get_logger(name, log_level=logging.WARNING)
+        get_logger(name).setLevel(logging.WARNING)
 
 
 def _installed(package: str) -> str | None:

@@ -42,6 +42,7 @@ class DigitsStream:
     Args:
         images: images in an epoch, over all ranks.
         size: height and width in pixels.
+        crowd: fewest and most digits of an image, and the largest one as a share of its smaller side.
         mean, std: per channel (RGB, 0 to 255), as in the test pipeline.
     """
 
@@ -53,10 +54,12 @@ class DigitsStream:
         images: int,
         size: tuple[int, int] = (448, 448),
         seed: int = 1,
+        crowd: tuple[int, int, float] = (3, 8, 0.22),
         mean: tuple[float, ...] = (123.675, 116.28, 103.53),
         std: tuple[float, ...] = (58.395, 57.12, 57.375),
     ) -> None:
         self.images, self.size, self.seed = images, tuple(size), seed
+        self.crowd = digits.Crowd(*crowd)
         self.mean, self.std = mean, std
 
     def __len__(self) -> int:
@@ -86,7 +89,14 @@ class StreamLoader:
         stream = self.dataset
         start = self._epoch * len(self) * self.ranks + self.rank
         batches = digits.batches(
-            "train", stream.seed, stream.size, self.batch, start=start, stride=self.ranks, device=self.device
+            "train",
+            stream.seed,
+            stream.size,
+            self.batch,
+            crowd=stream.crowd,
+            start=start,
+            stride=self.ranks,
+            device=self.device,
         )
         mean = torch.tensor(stream.mean, device=self.device)[:, None, None]
         std = torch.tensor(stream.std, device=self.device)[:, None, None]

@@ -51,8 +51,9 @@ def to_device(data: Any, device: torch.device) -> Any:
     return data
 
 
-def _casting(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+def casting(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to `dtype`; nothing for None or float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype not in (None, torch.float32))
 
 
 class OneDevice(nn.Module):
@@ -66,7 +67,7 @@ class OneDevice(nn.Module):
 
     def train_step(self, data: dict[str, Any], optimizer: Any) -> dict[str, Any]:
         """Losses of one batch, mmdet's way."""
-        with _casting(self.device, self.autocast):
+        with casting(self.device, self.autocast):
             outputs: dict[str, Any] = self.module.train_step(to_device(data, self.device), optimizer)  # type: ignore[operator]
         return outputs
 
@@ -82,7 +83,7 @@ class ManyRanks(DistributedDataParallel):
     def train_step(self, data: dict[str, Any], optimizer: Any) -> dict[str, Any]:
         """Losses of one batch; gradients are averaged over the ranks in the backward pass."""
         batch = to_device(data, self.own_device)
-        with _casting(self.own_device, self.autocast):
+        with casting(self.own_device, self.autocast):
             losses = self(**batch)
         loss, log_vars = self.module._parse_losses(losses)
         return {"loss": loss, "log_vars": log_vars, "num_samples": len(batch["img_metas"])}

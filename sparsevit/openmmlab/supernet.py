@@ -1,4 +1,4 @@
-"""Trains the built-in supernet: dense, then Sparsity-Aware Adaptation, then its model card. `make supernet` runs it.
+"""Trains the built-in supernet: dense, then Sparsity-Aware Adaptation in two stages, then its model card. `make supernet` runs it.
 
 Each stage resumes where it stopped. Under torchrun all stages use all ranks.
 """
@@ -25,6 +25,7 @@ from sparsevit.openmmlab.parallel import init_ranks, own_device
 from sparsevit.openmmlab.train import train
 from sparsevit.sparsity import Sparsity, SparsitySpace
 
+STAGES = ("dense", "saa", "saa_high")  # each a config of that name, starting from the weights of the one before
 FIXED = {"dense": "dense", "uniform 30 %": "0.3", "uniform 60 %": "0.6"}
 
 
@@ -32,27 +33,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of the training; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("runs/supernet"))
-    parser.add_argument("--stages", nargs="+", default=["dense", "saa", "card"], choices=["dense", "saa", "card"])
-    parser.add_argument("--config-dir", default="builtin:digits", help="folder with dense.py, saa.py and supernet.py")
-    parser.add_argument("--start", type=Path, help="weights that adaptation starts from; default: those of the dense stage")
+    parser.add_argument("--stages", nargs="+", default=[*STAGES, "card"], choices=[*STAGES, "card"])
+    parser.add_argument("--config-dir", default="builtin:digits", help="folder with a config for each stage, and supernet.py")
+    parser.add_argument("--from-weights", type=Path, help="start of the first stage; default: those of the stage before it")
     parser.add_argument("--random", type=int, default=50, help="random sparsities on the model card")
     parser.add_argument("--cfg-options", nargs="*", default=[], help="key=value set in every config")
     parser.add_argument("--device", default=None)
     given = parser.parse_args(arguments)
     options = dict(_option(item) for item in given.cfg_options)
     work: Path = given.work_dir
-    dense, weights = work / "dense.safetensors", work / "digits.safetensors"
+    weights: Path | None = given.from_weights
     rank, _ = init_ranks()
-    if "dense" in given.stages:
-        config = load_config(f"{given.config_dir}/dense.py", options)
-        last = train(config, work / "dense", device=given.device, title="dense training")
-        _on_first_rank(rank, pack, config, last, dense)
-    if "saa" in given.stages:
-        config = load_config(f"{given.config_dir}/saa.py", {"load_from": str(given.start or dense), **options})
-        last = train(config, work / "saa", device=given.device, title="sparsity-aware adaptation")
-        _on_first_rank(rank, pack, config, last, weights)
+    for stage in STAGES:
+        packed = work / f"{stage}.safetensors"
+        if stage in given.stages:
+            start = {"load_from": str(weights)} if weights else {}
+            config = load_config(f"{given.config_dir}/{stage}.py", {**start, **options})
+            last = train(config, work / stage, device=given.device, title=f"training, stage {stage}")
+            _on_first_rank(rank, pack, config, last, packed)
+        if packed.is_file():
+            weights = packed
     if "card" in given.stages:
         config = load_config(f"{given.config_dir}/supernet.py", options)
+        if weights is None:
+            parser.error("no weights to judge: train a stage, or give --from-weights")
         figures = judge(config, weights, device=given.device, count=given.random)
         if rank == 0:
             (work / "card.json").write_text(json.dumps(figures, indent=1))

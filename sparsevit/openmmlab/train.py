@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,20 @@ from mmcv.utils import Config
 from mmdet.datasets import build_dataloader, build_dataset
 from torch import nn
 
-from sparsevit.console import console
+from sparsevit.console import console, progress
 from sparsevit.errors import UserError
 from sparsevit.openmmlab.config import build_model, load_weights
-from sparsevit.openmmlab.hooks import EvaluateSparsities, SaveCheckpoints, SeedEpochs, ShowProgress, checkpoints
+from sparsevit.openmmlab.evaluation import DetectorEvaluation
+from sparsevit.openmmlab.hooks import (
+    EvaluateSparsities,
+    SaveCheckpoints,
+    SeedEpochs,
+    ShowProgress,
+    backbone_of,
+    checkpoints,
+)
 from sparsevit.openmmlab.parallel import ManyRanks, OneDevice, init_ranks, own_device
+from sparsevit.sparsity import Sparsity
 
 
 def train(config: Any, work_dir: Path, *, seed: int = 0, device: str | None = None, title: str = "training") -> Path:
@@ -73,6 +83,49 @@ def train(config: Any, work_dir: Path, *, seed: int = 0, device: str | None = No
     if ranks > 1:
         torch.distributed.barrier()  # the last checkpoint is written
     return checkpoints(work_dir)[-1]
+
+
+def with_adaptation(config: Any, seed: int) -> Any:
+    """The config with Sparsity-Aware Adaptation among its hooks, where it is not there already."""
+    hooks = list(config.get("custom_hooks") or [])
+    if not any(hook["type"] == "SparsityAdaptation" for hook in hooks):
+        config.custom_hooks = [*hooks, dict(type="SparsityAdaptation", seed=seed)]
+    return config
+
+
+def judge(config: Any, checkpoint: str | Path | None, *, device: str | None, images: int | None) -> dict[str, float]:
+    """COCO metrics of a config's own sparsity with these weights, on its test images."""
+    return judge_all(config, checkpoint, None, device=device, images=images)[0][1]
+
+
+def judge_all(
+    config: Any,
+    checkpoint: str | Path | None,
+    sparsities: Sequence[str] | None,
+    *,
+    device: str | None,
+    images: int | None,
+) -> list[tuple[Sparsity, dict[str, float]]]:
+    """COCO metrics under each sparsity (the config's own if none is given), on the config's test images.
+
+    Raises:
+        UserError: if a file is missing, or weights or a sparsity do not fit the model.
+    """
+    place = own_device(device)
+    model = build_model(config, checkpoint)
+    backbone = backbone_of(model)
+    wanted = [Sparsity.of(text, backbone.depths) for text in sparsities] if sparsities else [backbone.sparsity]
+    evaluation = DetectorEvaluation.of_dataset(
+        config.data.get("test") or config.data.val, batch=8 if place.type == "cuda" else 1
+    )
+    model.to(place)
+    count = len(evaluation) if images is None else min(images, len(evaluation))
+    figures = []
+    for sparsity in wanted:
+        backbone.sparsity = sparsity
+        with progress(f"evaluating {sparsity}", count) as step:
+            figures.append((sparsity, evaluation.metrics(model, images=images, step=step)))
+    return figures
 
 
 def _initial_model(config: Any) -> nn.Module:

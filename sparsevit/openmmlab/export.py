@@ -1,0 +1,54 @@
+"""A found sparsity as a config that is ready to finetune: it inherits the supernet's and says where it comes from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparsevit.errors import UserError
+from sparsevit.openmmlab.config import BUILTIN, config_path, load_config, weights_path
+from sparsevit.sparsity import Sparsity
+
+
+def write_finetune_config(
+    config: str, checkpoint: str, sparsity: Sparsity, path: Path, provenance: Sequence[str]
+) -> Path:
+    """Write the finetune config of `sparsity` to `path`, whole or not at all, and return it.
+
+    Args:
+        config, checkpoint: the supernet's; the weights are where finetuning starts.
+        provenance: lines for the comment on top.
+
+    Raises:
+        UserError: if `path` cannot be written.
+    """
+    hooks = [hook for hook in load_config(config).get("custom_hooks") or [] if hook["type"] != "SparsityAdaptation"]
+    start = checkpoint if checkpoint.startswith(BUILTIN) else str(weights_path(checkpoint).resolve())
+    lines = [
+        "# Finetune config written by sparsevit. To train it: sparsevit finetune " + path.name,
+        *(f"# {' '.join(line.splitlines())}" for line in provenance),
+        f"_base_ = {_reference(config_path(config), path)!r}",
+        "",
+        "# One list per stage, one pruning ratio per layer (two blocks).",
+        f"model = dict(backbone=dict(pruning_ratios={sparsity.floats!r}))",
+        f"load_from = {start!r}",
+        f"custom_hooks = {[dict(hook) for hook in hooks]!r}",
+        "evaluate_sparsities = dict(sparsities=dict(_delete_=True, subnet=model['backbone']['pruning_ratios']))",
+        "",
+    ]
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    return path
+
+
+def _reference(base: Path, path: Path) -> str:
+    """How `path` names its base: relative where both lie below the current folder, so that the tree can move."""
+    base, here = base.resolve(), Path.cwd()
+    if base.is_relative_to(here) and path.resolve().is_relative_to(here):
+        return os.path.relpath(base, path.resolve().parent)
+    return str(base)

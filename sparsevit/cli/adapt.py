@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sparsevit.cli.training import CfgOptions, Config, Device, Seed, WorkDir, default_work_dir, options_of
+from sparsevit.cli.training import CfgOptions, Config, Device, Seed, WorkDir, default_work_dir
 
 
 def adapt(
@@ -26,7 +26,8 @@ def adapt(
     Example: sparsevit adapt configs/digits/saa.py dense.safetensors --work-dir work_dirs/saa
     """
     from sparsevit.console import console
-    from sparsevit.openmmlab.config import load_config
+    from sparsevit.openmmlab.config import load_config, options_of
+    from sparsevit.openmmlab.parallel import leave_ranks
     from sparsevit.openmmlab.train import train, with_adaptation
 
     start = {"load_from": checkpoint} if checkpoint else {}
@@ -34,4 +35,5 @@ def adapt(
     last = train(
         settings, work_dir or default_work_dir(config), seed=seed, device=device, title="sparsity-aware adaptation"
     )
+    leave_ranks()
     console.print(f"supernet: {last}", markup=False)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sparsevit.cli.training import CfgOptions, Config, Device, options_of
+from sparsevit.cli.training import CfgOptions, Config, Device
 
 
 def evaluate(
@@ -14,10 +14,13 @@ def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="Weights, or builtin:digits.")],
     sparsity: Annotated[
         list[str] | None,
-        typer.Option("--sparsity", "-s", help="As 0.3/0/0.1,0.2,0.2/0, 0.6 or dense; may be repeated. "
-                     "By default the config's own."),
-    ] = None,  # fmt: skip
-    images: Annotated[int | None, typer.Option(min=1, help="Judge on the first so many images; all by default.")] = None,
+        typer.Option(
+            "--sparsity",
+            "-s",
+            help="As 0.3/0/0.1,0.2,0.2/0, 0.6 or dense; may be repeated. By default the config's own.",
+        ),
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Judge on the first so many; all by default.")] = None,
     cfg_options: CfgOptions = None,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -31,7 +34,7 @@ def evaluate(
     from rich.table import Table
 
     from sparsevit.console import console
-    from sparsevit.openmmlab.config import load_config
+    from sparsevit.openmmlab.config import load_config, options_of
     from sparsevit.openmmlab.train import judge_all
 
     settings = load_config(config, options_of(cfg_options))

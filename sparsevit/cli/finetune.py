@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +15,6 @@ from sparsevit.cli.training import (
     Seed,
     WorkDir,
     default_work_dir,
-    options_of,
     print_metrics,
 )
 
@@ -35,12 +36,20 @@ def finetune(
     Example: sparsevit finetune runs/digits/finetune.py --work-dir work_dirs/found
     """
     from sparsevit.console import console
-    from sparsevit.openmmlab.config import load_config
-    from sparsevit.openmmlab.train import judge, train
+    from sparsevit.openmmlab.config import load_config, options_of
+    from sparsevit.openmmlab.parallel import init_ranks, leave_ranks, on_first_rank
+    from sparsevit.openmmlab.train import check_work_dir, judge, train
 
     settings = load_config(config, options_of(cfg_options))
     folder = work_dir or default_work_dir(config)
-    print_metrics("before", judge(settings, settings.get("load_from"), device=device, images=images))
+    check_work_dir(folder)  # not only after minutes of judging
+    init_ranks()
+
+    def report(title: str, checkpoint: str | Path | None) -> None:
+        print_metrics(title, judge(settings, checkpoint, device=device, images=images))
+
+    on_first_rank(partial(report, "before", settings.get("load_from")))
     last = train(settings, folder, seed=seed, device=device, title="finetuning")
-    print_metrics("after", judge(settings, last, device=device, images=images))
+    on_first_rank(partial(report, "after", last))
+    leave_ranks()
     console.print(f"checkpoint: {last}", markup=False)

@@ -9,6 +9,7 @@ from mmdet.models.builder import BACKBONES
 
 from sparsevit.errors import UserError
 from sparsevit.model.backbone import SparseSwin
+from sparsevit.openmmlab.config import load_backbone_weights
 
 
 @BACKBONES.register_module()
@@ -17,7 +18,9 @@ class SparseViT(SparseSwin, BaseModule):  # type: ignore[misc]  # mmcv is untype
 
     Args:
         strides, act_cfg, norm_cfg: as Swin has them; other values are refused.
-        pretrained, init_cfg, convert_weights: where backbone weights come from, mmdet's ways.
+        pretrained: a checkpoint file of backbone weights with mmdet's keys; the same as
+            `init_cfg=dict(type="Pretrained", checkpoint=…)`.
+        convert_weights: accepted and not needed: weights of other key formats are refused when they are read.
 
     Raises:
         UserError: for an argument that asks for another architecture.
@@ -40,17 +43,21 @@ class SparseViT(SparseSwin, BaseModule):  # type: ignore[misc]  # mmcv is untype
             raise UserError("SparseViT has GELU activations and LayerNorm; act_cfg and norm_cfg cannot change that")
         if pretrained and init_cfg:
             raise UserError("give either pretrained or init_cfg for the backbone, not both")
-        if convert_weights:
-            raise UserError("convert_weights is not supported: convert the checkpoint to mmdet's keys first")
+        if (init_cfg or {}).get("type", "Pretrained") != "Pretrained":
+            raise UserError("the backbone's init_cfg can only be of type Pretrained; by itself it starts as Swin does")
         SparseSwin.__init__(self, **arguments)
-        self._is_init = False
-        self.init_cfg = dict(type="Pretrained", checkpoint=pretrained, prefix="backbone.") if pretrained else init_cfg
+        self.init_cfg = dict(type="Pretrained", checkpoint=pretrained) if pretrained else init_cfg
 
     def init_weights(self) -> None:
-        """Swin's initialisation, then the weights that `init_cfg` names."""
+        """Swin's initialisation, then the weights that `init_cfg` names, of a backbone or of a detector.
+
+        Raises:
+            UserError: if they are not this backbone's.
+        """
         SparseSwin.init_weights(self)
-        if getattr(self, "init_cfg", None):
-            BaseModule.init_weights(self)
+        init = getattr(self, "init_cfg", None)  # not there yet when SparseSwin's constructor calls this
+        if init:
+            load_backbone_weights(self, init["checkpoint"])
 
     def train(self, mode: bool = True) -> SparseViT:
         SparseSwin.train(self, mode)

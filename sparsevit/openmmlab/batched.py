@@ -38,7 +38,7 @@ def assign(
     Args:
         boxes, truth, real: `(B, N, 4)`, `(B, G, 4)`, `(B, G)`.
         positive, negative: IoU from which a box is positive, and below which it is negative.
-        low_quality: a true box also takes the boxes that fit it best, if their IoU is at least this; None for not at all.
+        low_quality: a true box also takes the boxes that fit it best, if their IoU is at least this; None: never.
 
     Returns:
         Index of the true box each box is matched with, `(B, N)`; which are positive; which are negative.

@@ -87,4 +87,5 @@ class BatchedRoIHead(StandardRoIHead):  # type: ignore[misc]  # mmdet is untyped
         rois = torch.cat([instance[:, None].to(boxes.dtype), boxes], dim=1)
         size = self.train_cfg.mask_size
         cropped = roi_align(masks[:, None], rois, (size, size), 1.0, 0, True)[:, 0]
-        return (cropped >= 0.5).float()
+        target: Tensor = (cropped >= 0.5).float()
+        return target

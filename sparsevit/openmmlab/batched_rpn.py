@@ -1,7 +1,7 @@
 """A region proposal head that assigns and samples targets for all images of a batch at once.
 
-mmdet's own does so image by image, with dozens of kernel launches and several waits for the device each; on a small model
-that is most of the training time. The rules are the same: `MaxIoUAssigner`, `RandomSampler`, per-level top-k, NMS.
+mmdet's own does so image by image, with dozens of kernel launches and several waits for the device each; on a small
+model that is most of the time. The rules are the same: `MaxIoUAssigner`, `RandomSampler`, per-level top-k, NMS.
 
 B images, A anchors over all levels, G boxes of an image (padded).
 """
@@ -57,11 +57,15 @@ class BatchedRPNHead(RPNHead):  # type: ignore[misc]  # mmdet is untyped
         )
         predicted = deltas.gather(1, _four(index)).view(-1, 4)
         weight = is_positive.view(-1, 1).float().expand(-1, 4)
-        loss_bbox = self.loss_bbox(predicted, torch.where(weight > 0, target, predicted.detach()), weight, avg_factor=total)
+        loss_bbox = self.loss_bbox(
+            predicted, torch.where(weight > 0, target, predicted.detach()), weight, avg_factor=total
+        )
         return {"loss_rpn_cls": loss_cls, "loss_rpn_bbox": loss_bbox}
 
     @torch.no_grad()
-    def proposals(self, cls_scores: list[Tensor], bbox_preds: list[Tensor], size: tuple[int, int], cfg: Any) -> list[Tensor]:
+    def proposals(
+        self, cls_scores: list[Tensor], bbox_preds: list[Tensor], size: tuple[int, int], cfg: Any
+    ) -> list[Tensor]:
         """Proposals of each image with their scores, `(n, 5)`, best first."""
         boxes, scores, levels = [], [], []
         for level, (anchors, score, delta) in enumerate(

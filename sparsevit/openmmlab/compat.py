@@ -46,7 +46,7 @@ def prepare() -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with warnings.catch_warnings():  # notices about their own end and moved names, at import alone
         warnings.simplefilter("ignore")
-        import mmdet.apis  # noqa: F401
+        import mmdet.apis
         import mmdet.datasets
         import mmdet.models  # noqa: F401
 
@@ -71,4 +71,6 @@ def _require(package: str, series: str) -> None:
     if found is None:
         raise MissingExtraError("reading mmdet configs", "openmmlab")
     if not found.startswith(series + "."):
-        raise UserError(f"{package} {found} is installed, but {series}.x is needed: pip install '{package}~={series}.0'")
+        raise UserError(
+            f"{package} {found} is installed, but {series}.x is needed: pip install '{package}~={series}.0'"
+        )

@@ -5,8 +5,11 @@ A config file is Python code and is executed when it is read.
 
 from __future__ import annotations
 
-import hashlib
+import json
 import pickle
+import sys
+import traceback
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,6 @@ from sparsevit.errors import UserError
 from sparsevit.model.backbone import SparseSwin
 
 BUILTIN = "builtin:"
-_PREFIXES = ("module.",)
 _COMPUTED = "relative_position_index"  # in a state dict, but a function of the window size
 
 
@@ -40,10 +42,48 @@ def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> A
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"cannot read the config {path}: {type(error).__name__}: {error}") from error
+        _let_go(error)
+        raise UserError(f"cannot read the config {path}: {first_line(error)}") from error
     if options:
-        config.merge_from_dict(dict(options))
+        try:
+            config.merge_from_dict(dict(options))
+        except Exception as error:
+            given = ", ".join(f"{key}={value}" for key, value in options.items())
+            raise UserError(f"cannot set {given} in the config {path}: {first_line(error)}") from error
     return config
+
+
+def _let_go(error: Exception) -> None:
+    """Drop what the frames of an error hold: mmcv leaves a temporary file open there whose folder is gone, and Python
+    would complain about that on the terminal."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        traceback.clear_frames(error.__traceback__)
+    finally:
+        sys.unraisablehook = hook
+
+
+def options_of(items: Sequence[str] | None) -> Mapping[str, Any]:
+    """`key.sub=value` texts as a mapping; values are JSON where they can be read so, else text.
+
+    Raises:
+        UserError: if a text has no key or no value.
+    """
+    options: dict[str, Any] = {}
+    for item in items or ():
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UserError(f"cannot read --cfg-options {item!r}: write it as key.sub=value, as runner.max_epochs=3")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return options
+
+
+def first_line(error: BaseException) -> str:
+    """An error of a library in one line: its type, and the beginning of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 def config_path(name: str | Path) -> Path:
@@ -75,13 +115,22 @@ def build_model(config: Any, checkpoint: str | Path | None = None) -> nn.Module:
     Raises:
         UserError: if the config's backbone is not SparseViT or a value in it is refused.
     """
-    backbone = config.get("model", {}).get("backbone", {}).get("type")
-    if backbone != "SparseViT":
+    found: Any = config
+    for key in ("model", "backbone", "type"):
+        found = found.get(key) if isinstance(found, Mapping | Config) else None
+    if found != "SparseViT":
         raise UserError(
-            f"the config's backbone is {backbone!r}, but must be 'SparseViT': set model.backbone.type and "
+            f"the config's backbone is {found!r}, but must be 'SparseViT': set model.backbone.type and "
             'custom_imports = dict(imports=["sparsevit.openmmlab"])'
         )
-    model: nn.Module = build_detector(config.model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg"))
+    try:
+        model: nn.Module = build_detector(
+            config.model, train_cfg=config.get("train_cfg"), test_cfg=config.get("test_cfg")
+        )
+    except UserError:
+        raise
+    except Exception as error:  # whatever mmdet's classes make of a wrong argument
+        raise UserError(f"cannot build the model of the config: {first_line(error)}") from error
     if checkpoint is None:
         model.init_weights()  # type: ignore[operator]
     else:
@@ -104,7 +153,26 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
         UserError: if the file is no checkpoint, or one of another model; the first keys that do not fit are named.
     """
     path = weights_path(checkpoint)
+    _fill(model, read_weights(path), path)
+
+
+def load_backbone_weights(backbone: nn.Module, checkpoint: str | Path) -> None:
+    """Put pretrained weights into a backbone: those of a backbone, a classifier on top of it, or a detector around it.
+
+    A classifier lacks the norms `norm0` … of a detector's feature maps and has a head; all else must fit.
+
+    Raises:
+        UserError: as `load_weights`.
+    """
+    path = weights_path(checkpoint)
     weights = read_weights(path)
+    inside = {key.removeprefix("backbone."): value for key, value in weights.items() if key.startswith("backbone.")}
+    weights = inside or {key: value for key, value in weights.items() if not key.startswith(("head.", "norm."))}
+    own = {key: value for key, value in backbone.state_dict().items() if key.startswith("norm")}
+    _fill(backbone, own | weights, path)
+
+
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     own = {key: value for key, value in model.state_dict().items() if not key.endswith(_COMPUTED)}
     weights = {key: value for key, value in weights.items() if not key.endswith(_COMPUTED)}
     missing = sorted(own.keys() - weights.keys())
@@ -121,7 +189,7 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors by name: safetensors, or a PyTorch file that holds plain tensors. Nothing in it is executed.
+    """A checkpoint's tensors by name: safetensors, or a PyTorch file of plain tensors. Nothing in it is executed.
 
     Raises:
         UserError: if it is neither.
@@ -130,12 +198,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return dict(load_file(path))
+            return {_strip(key): value for key, value in load_file(path).items()}
+        if not _is_pytorch(path):
+            raise UserError(f"{path} is not a checkpoint: neither safetensors nor a file that torch.save wrote")
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than weights and is not loaded, because reading it could run code") from error
+        raise UserError(
+            f"{path} holds more than weights and is not loaded, as that could run code: save its state_dict alone"
+        ) from error
     except Exception as error:
-        raise UserError(f"cannot read the checkpoint {path}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot read the checkpoint {path}: {first_line(error)}") from error
     weights = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path} holds no state dict")
@@ -143,14 +217,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _strip(key: str) -> str:
-    for prefix in _PREFIXES:
-        key = key.removeprefix(prefix)
-    return key
+    """A key without the prefix of a model that was wrapped for parallel training."""
+    return key.removeprefix("module.")
 
 
-def sha256(paths: Sequence[Path]) -> str:
-    """Digest of files' contents, in order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def _is_pytorch(path: Path) -> bool:
+    """Whether a file begins as torch's do: an archive, or, before version 1.6, a pickle."""
+    if zipfile.is_zipfile(path):
+        return True
+    with path.open("rb") as stream:
+        return stream.read(2) == b"\x80\x02"

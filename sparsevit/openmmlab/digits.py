@@ -30,9 +30,24 @@ class DigitsDataset(CocoDataset):  # type: ignore[misc]  # mmdet is untyped
         seed: int = 0,
         **arguments: Any,
     ) -> None:
-        place = Path(folder) / f"{split}-{images}-{size[0]}x{size[1]}-{seed}"
-        annotation_file = write_digits(place, split=split, images=images, size=tuple(size), seed=seed)
-        super().__init__(ann_file=str(annotation_file), img_prefix=str(place), **arguments)
+        annotation_file = self.prepare(folder=folder, split=split, images=images, size=size, seed=seed)
+        super().__init__(ann_file=str(annotation_file), img_prefix=str(annotation_file.parent), **arguments)
+
+    @classmethod
+    def prepare(
+        cls,
+        *,
+        folder: str = "data/digits",
+        split: str = "val",
+        images: int = 500,
+        size: tuple[int, int] = (448, 448),
+        seed: int = 0,
+        **_: Any,
+    ) -> Path:
+        """Write the data set unless it is there, and return its annotation file."""
+        height, width = size
+        place = Path(folder) / f"{split}-{images}-{height}x{width}-{seed}"
+        return write_digits(place, split=split, images=images, size=(height, width), seed=seed)
 
 
 @DATASETS.register_module()
@@ -58,7 +73,8 @@ class DigitsStream:
         mean: tuple[float, ...] = (123.675, 116.28, 103.53),
         std: tuple[float, ...] = (58.395, 57.12, 57.375),
     ) -> None:
-        self.images, self.size, self.seed = images, tuple(size), seed
+        height, width = size
+        self.images, self.size, self.seed = images, (height, width), seed
         self.crowd = digits.Crowd(*crowd)
         self.mean, self.std = mean, std
 
@@ -76,7 +92,7 @@ class StreamLoader:
     def __init__(self, stream: DigitsStream, batch: int, rank: int, ranks: int, device: torch.device) -> None:
         self.dataset = stream
         self.batch, self.rank, self.ranks, self.device = batch, rank, ranks, device
-        self.sampler = self  # mmcv's runner tells a loader's sampler the epoch
+        self.sampler = self  # training tells a loader's sampler the epoch
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet.datasets import build_dataset, replace_ImageToTensor
 from torch import Tensor, nn
 
 from sparsevit.console import Step
 from sparsevit.errors import UserError
+from sparsevit.openmmlab.datasets import test_dataset
 
 CACHE_BYTES = 2 << 30  # decoded images kept in memory; beyond it they are decoded again each time
 _STATS = {"mAP": 0, "mAP_50": 1, "mAP_75": 2, "mAP_s": 3, "mAP_m": 4, "mAP_l": 5}
@@ -36,28 +36,17 @@ class DetectorEvaluation:
         """From an mmdet data set config (`data.val` or `data.test`).
 
         Raises:
-            UserError: if its files are not there or it holds no image.
+            UserError: if its files are not there, it is not in COCO format, or it holds no image.
         """
-        settings = dict(config)
-        if "pipeline" in settings:
-            settings["pipeline"] = replace_ImageToTensor(settings["pipeline"])
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                dataset = build_dataset(settings, dict(test_mode=True))
-        except FileNotFoundError as error:
-            raise UserError(f"the data set's file is not there: {error.filename or error}") from error
-        if len(dataset) == 0:
-            raise UserError(f"the data set {settings.get('ann_file', '')} holds no image")
-        return cls(dataset, batch=batch)
+        return cls(test_dataset(config, batched=batch > 1), batch=batch)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def metrics(
-        self, model: nn.Module, *, images: int | None = None, step: Step | None = None
-    ) -> dict[str, float]:
+    def metrics(self, model: nn.Module, *, images: int | None = None, step: Step | None = None) -> dict[str, float]:
         """`bbox_mAP`, `bbox_mAP_50`, … and, if the model has masks, `segm_mAP`, …; fractions.
 
+        A figure is 0 where there is nothing to find, such as for `bbox_mAP_s` without a small object.
         The model is judged on the first `images` images under the sparsity it has, in eval mode, on its own device.
         """
         count = len(self) if images is None else min(images, len(self))
@@ -88,7 +77,10 @@ class DetectorEvaluation:
     def _image(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         if index in self._cache:
             return self._cache[index]
-        sample = self.dataset[index]
+        try:
+            sample = self.dataset[index]
+        except FileNotFoundError as error:
+            raise UserError(f"the data set's image is not there: {error.filename or error}") from error
         image, meta = _open(sample["img"]), _open(sample["img_metas"])
         size = image.numel() * image.element_size()
         if self._cached_bytes + size <= CACHE_BYTES:
@@ -106,7 +98,8 @@ class DetectorEvaluation:
             truth = COCO(self.dataset.coco.dataset)
             figures: dict[str, float] = {}
             for kind in kinds:
-                entries = [{key: value for key, value in entry.items() if key != "bbox" or kind == "bbox"} for entry in detections]
+                unused = "segmentation" if kind == "bbox" else "bbox"
+                entries = [{key: value for key, value in entry.items() if key != unused} for entry in detections]
                 if entries:
                     judge = COCOeval_faster(truth, truth.loadRes(entries), iouType=kind)
                     judge.params.imgIds = ids
@@ -121,7 +114,10 @@ class DetectorEvaluation:
 
 def _open(value: Any) -> Any:
     """What a test pipeline yields for one image: a list over augmentations (one here), maybe in a container."""
-    value = value[0] if isinstance(value, list) else value
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise UserError("the test pipeline augments images; give MultiScaleFlipAug one img_scale and flip=False")
+        value = value[0]
     return getattr(value, "data", value) if not isinstance(value, Tensor) else value
 
 

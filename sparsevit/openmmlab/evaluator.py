@@ -19,6 +19,8 @@ from sparsevit.openmmlab.hooks import backbone_of
 from sparsevit.openmmlab.parallel import casting
 from sparsevit.sparsity import Sparsity
 
+_IRRELEVANT = ("init_cfg", "pretrained", "pruning_ratios", "train_cfg")
+
 
 class DetectorEvaluator:
     """A supernet detector under any sparsity; implements `Evaluator`, `Identified` and `Exporter`."""
@@ -35,21 +37,27 @@ class DetectorEvaluator:
         """The supernet's SparseViT backbone."""
         return backbone_of(self._model)
 
-    def accuracy(self, sparsity: Sparsity, *, images: int | None = None, step: Step | None = None) -> Mapping[str, float]:
+    def accuracy(
+        self, sparsity: Sparsity, *, images: int | None = None, step: Step | None = None
+    ) -> Mapping[str, float]:
         """COCO metrics on the first `images` images of the config's test split."""
         backbone_of(self._model).sparsity = sparsity
         with casting(self._device, self._dtype):
             return self._evaluation.metrics(self._model, images=images, step=step)
 
     def identity(self) -> Mapping[str, str]:
-        """Hashes of the weights, of the annotations, and of how images are prepared and detections filtered."""
+        """Hashes of the weights, of the annotations, and of how images are prepared and detections made of them."""
         weights = hashlib.sha256()
         for key, tensor in sorted(self._model.state_dict().items()):
             weights.update(key.encode())
             weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         dataset = self._evaluation.dataset
         split = self._config.data.get("test") or self._config.data.val
-        settings = {"pipeline": split.get("pipeline"), "test_cfg": self._config.model.get("test_cfg")}
+        settings = {
+            "pipeline": split.get("pipeline"),
+            "model": _architecture(self._config.model),
+            "test_cfg": self._config.get("test_cfg"),
+        }
         return {
             "supernet": weights.hexdigest()[:16],
             "dataset": hashlib.sha256(Path(dataset.ann_file).read_bytes()).hexdigest()[:16],
@@ -60,6 +68,13 @@ class DetectorEvaluator:
     def export(self, sparsity: Sparsity, path: Path, provenance: Sequence[str]) -> Path:
         """A finetune config that inherits the supernet's."""
         return write_finetune_config(self._config_name, self._checkpoint_name, sparsity, path, provenance)
+
+
+def _architecture(settings: Any) -> Any:
+    """A model's settings without those that do not matter once it has weights and a sparsity."""
+    if isinstance(settings, Mapping):
+        return {key: _architecture(value) for key, value in settings.items() if key not in _IRRELEVANT}
+    return [_architecture(value) for value in settings] if isinstance(settings, list | tuple) else settings
 
 
 def detector_evaluator(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,18 +24,23 @@ def write_finetune_config(
     Raises:
         UserError: if `path` cannot be written.
     """
-    hooks = [hook for hook in load_config(config).get("custom_hooks") or [] if hook["type"] != "SparsityAdaptation"]
+    base = load_config(config)
+    hooks = [dict(hook) for hook in base.get("custom_hooks") or [] if hook["type"] != "SparsityAdaptation"]
     start = checkpoint if checkpoint.startswith(BUILTIN) else str(weights_path(checkpoint).resolve())
+    # Only where the base has such a table: mmcv would keep the key `_delete_` otherwise.
+    validated = (base.get("evaluate_sparsities") or {}).get("sparsities")
+    replaced = "_delete_=True, " if validated else ""
     lines = [
-        "# Finetune config written by sparsevit. To train it: sparsevit finetune " + path.name,
-        *(f"# {' '.join(line.splitlines())}" for line in provenance),
+        "# Finetune config written by sparsevit, which trains it so:",
+        "#   sparsevit finetune CONFIG",
+        *(f"# {_printable(line)}" for line in provenance),
         f"_base_ = {_reference(config_path(config), path)!r}",
         "",
         "# One list per stage, one pruning ratio per layer (two blocks).",
         f"model = dict(backbone=dict(pruning_ratios={sparsity.floats!r}))",
         f"load_from = {start!r}",
-        f"custom_hooks = {[dict(hook) for hook in hooks]!r}",
-        "evaluate_sparsities = dict(sparsities=dict(_delete_=True, subnet=model['backbone']['pruning_ratios']))",
+        f"custom_hooks = {hooks!r}",
+        f"evaluate_sparsities = dict(sparsities=dict({replaced}subnet=model['backbone']['pruning_ratios']))",
         "",
     ]
     temporary = path.with_name(f".{path.name}.tmp")
@@ -42,8 +48,15 @@ def write_finetune_config(
         temporary.write_text("\n".join(lines), encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return path
+
+
+def _printable(line: str) -> str:
+    """A text that stays inside a one-line comment, and that mmcv takes for no template."""
+    return "".join(sign if sign.isprintable() else " " for sign in line).replace("{{", "{ {")
 
 
 def _reference(base: Path, path: Path) -> str:

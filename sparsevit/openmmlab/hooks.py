@@ -6,11 +6,13 @@ They set `backbone.sparsity` and nothing else; no method of the model is replace
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmcv.runner import HOOKS, Hook, get_dist_info, weights_to_cpu
 
@@ -70,7 +72,8 @@ class EvaluateSparsities(Hook):  # type: ignore[misc]
         images: int | None = None,
         batch: int = 1,
     ) -> None:
-        self.dataset, self.sparsities, self.interval, self.images, self.batch = dataset, sparsities, interval, images, batch
+        self.dataset, self.sparsities = dataset, sparsities
+        self.interval, self.images, self.batch = interval, images, batch
 
     def before_run(self, runner: Any) -> None:
         from sparsevit.openmmlab.evaluation import DetectorEvaluation
@@ -91,18 +94,17 @@ class EvaluateSparsities(Hook):  # type: ignore[misc]
         model = getattr(runner.model, "module", runner.model)
         backbone = backbone_of(model)
         before = backbone.sparsity
+        runner.log_buffer.clear_output()  # the last training figures stand in a line of their own
+        output = runner.log_buffer.output
         for name, sparsity in self.sparsities.items():
             backbone.sparsity = sparsity
             metrics = self._evaluation.metrics(model, images=self.images)
-            console.print(f"epoch {runner.epoch + 1}, {name}: " + ", ".join(f"{k} {v:.3f}" for k, v in _headline(metrics)))
-            runner.log_buffer.output.update({f"{name}/{key}": value for key, value in metrics.items()})
+            shown = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if key.endswith("_mAP"))
+            console.print(f"epoch {runner.epoch + 1}, {name}: {shown}", markup=False)
+            output.update({f"{name}/{key}": value for key, value in metrics.items()})
         runner.log_buffer.ready = True
         backbone.sparsity = before
         model.train()
-
-
-def _headline(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
-    return [(key, value) for key, value in metrics.items() if key.endswith("_mAP")]
 
 
 @HOOKS.register_module()
@@ -111,7 +113,7 @@ class SaveCheckpoints(Hook):  # type: ignore[misc]
 
     Args:
         interval: epochs between checkpoints; the last epoch is always saved.
-        keep: how many of the newest stay.
+        keep: how many of the newest stay; all of them if 0 or less.
     """
 
     def __init__(self, interval: int = 1, keep: int = 2) -> None:
@@ -131,8 +133,9 @@ class SaveCheckpoints(Hook):  # type: ignore[misc]
         temporary = folder / "checkpoint.tmp"
         torch.save(content, temporary)
         os.replace(temporary, folder / f"epoch_{epoch}.pth")
-        for old in checkpoints(folder)[: -self.keep]:
-            old.unlink()
+        if self.keep > 0:
+            for old in checkpoints(folder)[: -self.keep]:
+                old.unlink()
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -142,25 +145,33 @@ def checkpoints(folder: Path) -> list[Path]:
 
 @HOOKS.register_module()
 class SeedEpochs(Hook):  # type: ignore[misc]
-    """Seeds PyTorch anew at every epoch from seed, epoch and rank, so that a resumed run repeats an uninterrupted one."""
+    """Seeds every epoch anew from seed, epoch and rank, so that a resumed run repeats an uninterrupted one.
+
+    What worker processes of a data loader draw is theirs; they are seeded when they start.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def before_train_epoch(self, runner: Any) -> None:
         rank, ranks = get_dist_info()
-        torch.manual_seed(self.seed * 1_000_003 + runner.epoch * ranks + rank)
+        seed = self.seed * 1_000_003 + runner.epoch * ranks + rank
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # mmdet's samplers and transforms draw from it
 
 
-@HOOKS.register_module()
 class ShowProgress(Hook):  # type: ignore[misc]
-    """One progress bar over all iterations, with the loss."""
+    """One progress bar over all iterations, with the loss.
 
-    def __init__(self, title: str = "training") -> None:
+    Args:
+        title: of the bar.
+        stack: closes the bar, also when training fails or is interrupted.
+    """
+
+    def __init__(self, title: str, stack: ExitStack) -> None:
         self.title = title
-
-    def before_run(self, runner: Any) -> None:
-        self._stack = ExitStack()
+        self._stack = stack
         self._step: Step | None = None
 
     def before_train_epoch(self, runner: Any) -> None:
@@ -173,6 +184,3 @@ class ShowProgress(Hook):  # type: ignore[misc]
     def after_train_iter(self, runner: Any) -> None:
         assert self._step is not None
         self._step(1, f"loss {float(runner.outputs['loss'].detach()):.3f}")
-
-    def after_run(self, runner: Any) -> None:
-        self._stack.close()

@@ -1,4 +1,4 @@
-"""Instance masks that stay on the device: what mmdet's mask targets need of `BitmapMasks`, without a copy to the host."""
+"""Instance masks that stay on the device: what mmdet's mask targets need of `BitmapMasks`, with no copy to the host."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """mmcv's compiled operators without a compiler: `nms` and `roi_align` served by torchvision.
 
-mmcv without ops lacks the extension module `mmcv._ext`. A stand-in takes its place before mmcv looks for it; operators that
-it does not serve can be imported, and say which operator is missing when called.
+mmcv without ops lacks the extension module `mmcv._ext`. A stand-in takes its place before mmcv looks for it; operators
+that it does not serve can be imported, and say which operator is missing when called.
 """
 
 from __future__ import annotations

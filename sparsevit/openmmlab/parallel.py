@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from mmcv.parallel import DataContainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from sparsevit.errors import UserError
+
+_Result = TypeVar("_Result")
+_PATIENCE = timedelta(hours=6)  # ranks wait for the first one while it evaluates
 
 
 def init_ranks() -> tuple[int, int]:
@@ -23,17 +30,40 @@ def init_ranks() -> tuple[int, int]:
         return torch.distributed.get_rank(), ranks
     local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
     backend = "nccl" if torch.cuda.is_available() and local <= torch.cuda.device_count() else "gloo"
-    torch.distributed.init_process_group(backend)
+    torch.distributed.init_process_group(backend, timeout=_PATIENCE)
     return torch.distributed.get_rank(), ranks
 
 
+def on_first_rank(function: Callable[[], _Result]) -> _Result | None:
+    """What `function` returns on rank 0, None on the others, which wait for it. Without ranks, a plain call."""
+    ranked = torch.distributed.is_initialized()
+    result = function() if not ranked or torch.distributed.get_rank() == 0 else None
+    if ranked:
+        torch.distributed.barrier()
+    return result
+
+
+def leave_ranks() -> None:
+    """End what `init_ranks` began."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def own_device(name: str | None = None) -> torch.device:
-    """The device that `name` says, or this rank's GPU, or the CPU."""
-    if name and name not in ("auto", "cuda"):
-        return torch.device(name)
-    if not torch.cuda.is_available():
+    """The device that `name` says; for `auto` or None this rank's GPU, or the CPU where there is none.
+
+    Raises:
+        UserError: if there is no such device.
+    """
+    name, count = name or "auto", torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and not count):
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    if name in ("auto", "cuda") and count:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count)
+    elif name.startswith("cuda:") and name[5:].isdecimal() and int(name[5:]) < count:
+        device = torch.device(name)
+    else:
+        raise UserError(f"device {name!r} is not there: torch sees {count or 'no'} CUDA device(s); write cpu or auto")
     torch.cuda.set_device(device)
     return device
 
@@ -76,7 +106,9 @@ class ManyRanks(DistributedDataParallel):
     """A detector on one rank of many. mmcv's own class of this kind relies on parts that PyTorch has removed."""
 
     def __init__(self, module: nn.Module, device: torch.device, autocast: torch.dtype | None = None) -> None:
-        super().__init__(module.to(device), device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False)
+        super().__init__(
+            module.to(device), device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+        )
         self.own_device = device
         self.autocast = autocast
 

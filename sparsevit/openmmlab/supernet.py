@@ -1,6 +1,6 @@
-"""Trains the built-in supernet: dense, then Sparsity-Aware Adaptation in two stages, then its model card. `make supernet` runs it.
+"""Trains the built-in supernet: dense, then Sparsity-Aware Adaptation in two stages, then its model card.
 
-Each stage resumes where it stopped. Under torchrun all stages use all ranks.
+`make supernet` runs it. Each stage resumes where it stopped. Under torchrun all stages use all ranks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ import torch
 from torch import nn
 
 from sparsevit.console import console, progress
-from sparsevit.openmmlab.config import build_model, load_config, load_weights
+from sparsevit.openmmlab.config import build_model, load_config, load_weights, options_of
 from sparsevit.openmmlab.evaluation import DetectorEvaluation
 from sparsevit.openmmlab.hooks import backbone_of
-from sparsevit.openmmlab.parallel import init_ranks, own_device
+from sparsevit.openmmlab.parallel import init_ranks, leave_ranks, on_first_rank, own_device
 from sparsevit.openmmlab.train import train
 from sparsevit.sparsity import Sparsity, SparsitySpace
 
@@ -34,13 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path("runs/supernet"))
     parser.add_argument("--stages", nargs="+", default=[*STAGES, "card"], choices=[*STAGES, "card"])
-    parser.add_argument("--config-dir", default="builtin:digits", help="folder with a config for each stage, and supernet.py")
-    parser.add_argument("--from-weights", type=Path, help="start of the first stage; default: those of the stage before it")
+    parser.add_argument(
+        "--config-dir", default="builtin:digits", help="folder with a config for each stage, and supernet.py"
+    )
+    parser.add_argument(
+        "--from-weights", type=Path, help="start of the first stage; default: those of the stage before it"
+    )
     parser.add_argument("--random", type=int, default=50, help="random sparsities on the model card")
     parser.add_argument("--cfg-options", nargs="*", default=[], help="key=value set in every config")
     parser.add_argument("--device", default=None)
     given = parser.parse_args(arguments)
-    options = dict(_option(item) for item in given.cfg_options)
+    options = options_of(given.cfg_options)
     work: Path = given.work_dir
     weights: Path | None = given.from_weights
     rank, _ = init_ranks()
@@ -50,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             start = {"load_from": str(weights)} if weights else {}
             config = load_config(f"{given.config_dir}/{stage}.py", {**start, **options})
             last = train(config, work / stage, device=given.device, title=f"training, stage {stage}")
-            _on_first_rank(rank, pack, config, last, packed)
+            on_first_rank(partial(pack, config, last, packed))
         if packed.is_file():
             weights = packed
     if "card" in given.stages:
@@ -59,10 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error("no weights to judge: train a stage, or give --from-weights")
         figures = judge(config, weights, device=given.device, count=given.random)
         if rank == 0:
-            (work / "card.json").write_text(json.dumps(figures, indent=1))
+            _write(work / "card.json", json.dumps(figures, indent=1))
             console.print(json.dumps({name: figures[name] for name in (*FIXED, "random mean")}, indent=1))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave_ranks()
 
 
 def pack(config: Any, checkpoint: Path, target: Path) -> None:
@@ -92,10 +96,7 @@ def judge(config: Any, weights: Path, *, device: str | None, count: int, seed: i
     wanted += [(f"random {i}", space.sample(rng)) for i in range(count)]
     ranked = torch.distributed.is_initialized()
     rank, ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if ranked else (0, 1)
-    if rank == 0:
-        DetectorEvaluation.of_dataset(config.data.test)  # draws the data set, once
-    if ranked:
-        torch.distributed.barrier()
+    on_first_rank(partial(DetectorEvaluation.of_dataset, config.data.test))  # draws the data set, once
     evaluation = DetectorEvaluation.of_dataset(config.data.test, batch=25 if place.type == "cuda" else 1)
     mine: dict[str, Any] = {}
     with progress("model card", len(wanted[rank::ranks])) as step:
@@ -117,19 +118,11 @@ def judge(config: Any, weights: Path, *, device: str | None, count: int, seed: i
     return figures
 
 
-def _on_first_rank(rank: int, function: Any, *arguments: Any) -> None:
-    if rank == 0:
-        function(*arguments)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
-def _option(item: str) -> tuple[str, Any]:
-    key, _, value = item.partition("=")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(text)
+    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,28 @@
-"""Training by mmcv's runner: dense, Sparsity-Aware Adaptation, or finetuning at one sparsity; on one device or under torchrun."""
+"""Training by mmcv's runner: dense, Sparsity-Aware Adaptation, or finetuning at one sparsity.
+
+On one device, or on all ranks under torchrun.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmcv.runner import build_optimizer, build_runner
+from mmcv.runner import DistSamplerSeedHook, build_optimizer, build_runner
 from mmcv.utils import Config
-from mmdet.datasets import build_dataloader, build_dataset
+from mmdet.datasets import build_dataloader
 from torch import nn
 
 from sparsevit.console import console, progress
 from sparsevit.errors import UserError
 from sparsevit.openmmlab.config import build_model, load_weights
+from sparsevit.openmmlab.datasets import training_dataset
 from sparsevit.openmmlab.evaluation import DetectorEvaluation
 from sparsevit.openmmlab.hooks import (
     EvaluateSparsities,
@@ -34,55 +41,87 @@ def train(config: Any, work_dir: Path, *, seed: int = 0, device: str | None = No
 
     Goes on from the newest checkpoint in `work_dir`. The initial weights are `load_from`'s.
 
+    Args:
+        seed: of initialisation, data order and sampling.
+        device: `cpu`, `cuda:N`, or None for a GPU if there is one.
+        title: of the progress bar.
+
     Raises:
-        UserError: if the folder cannot be written, or the config names data or weights that are not there.
+        UserError: if the folder cannot be written, or the config lacks something or names data or weights that are not
+            there. Nothing is written then.
     """
+    _check(config)
+    check_work_dir(work_dir)
     rank, ranks = init_ranks()
     place = own_device(device)
     if place.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        Config(config._cfg_dict).dump(str(work_dir / "config.py"))
-    except OSError as error:
-        raise UserError(f"cannot write to the work folder {work_dir}: {error.strerror or error}") from error
     torch.manual_seed(seed)
-    model = _initial_model(config)
-    dataset = build_dataset(config.data.train)
+    done = checkpoints(work_dir)
+    model = build_model(config)
+    start = done[-1] if done else config.get("load_from")
+    if start:
+        load_weights(model, start)
+    dataset = training_dataset(config.data.train)
     model.CLASSES = dataset.CLASSES
     loader = _loader(dataset, config, rank, ranks, place, seed)
     autocast = getattr(torch, config.autocast) if config.get("autocast") and place.type == "cuda" else None
     wrapped: nn.Module = (ManyRanks if ranks > 1 else OneDevice)(model, place, autocast)
-    runner = build_runner(
-        config.runner,
-        default_args=dict(
-            model=wrapped,
-            optimizer=build_optimizer(wrapped, config.optimizer),
-            work_dir=str(work_dir),
-            logger=_file_logger(work_dir, rank),
-            meta={},
-        ),
-    )
-    runner.timestamp = "training"
-    runner.register_training_hooks(
-        config.lr_config, config.optimizer_config, None, config.get("log_config"), custom_hooks_config=config.get("custom_hooks")
-    )
-    runner.register_hook(SeedEpochs(seed))
-    runner.register_hook(ShowProgress(title))
-    saving = config.get("checkpoint_config") or {}
-    runner.register_hook(SaveCheckpoints(saving.get("interval", 1), saving.get("max_keep_ckpts", 2)), priority="LOW")
-    evaluation = config.get("evaluate_sparsities")
-    if evaluation:
-        runner.register_hook(EvaluateSparsities(**{"dataset": config.data.val, **evaluation}), priority="LOW")
-    done = checkpoints(work_dir)
-    if done:
-        console.print(f"resuming from {done[-1]}")
-        runner.resume(str(done[-1]), map_location="cpu")
-    runner.run([loader], [("train", 1)])
+    work_dir.mkdir(parents=True, exist_ok=True)
+    if rank == 0:
+        _write_config(config, work_dir / "config.py")
+    with ExitStack() as stack:
+        runner = build_runner(
+            config.runner,
+            default_args=dict(
+                model=wrapped,
+                optimizer=build_optimizer(wrapped, config.optimizer),
+                work_dir=str(work_dir),
+                logger=stack.enter_context(_file_logger(work_dir, rank)),
+                meta={},
+            ),
+        )
+        runner.timestamp = "training"  # names mmcv's log, training.log.json; a resumed run goes on with the same
+        runner.register_training_hooks(
+            config.get("lr_config"),
+            config.get("optimizer_config") or {},
+            None,
+            config.get("log_config"),
+            custom_hooks_config=config.get("custom_hooks"),
+        )
+        runner.register_hook(DistSamplerSeedHook())
+        runner.register_hook(SeedEpochs(seed))
+        runner.register_hook(ShowProgress(title, stack))
+        saving = config.get("checkpoint_config") or {}
+        runner.register_hook(
+            SaveCheckpoints(saving.get("interval", 1), saving.get("max_keep_ckpts", 2)), priority="LOW"
+        )
+        evaluation = config.get("evaluate_sparsities")
+        if evaluation:
+            runner.register_hook(EvaluateSparsities(**{"dataset": config.data.val, **evaluation}), priority="LOW")
+        if done:
+            console.print(f"resuming from {done[-1]}", markup=False)
+            runner.resume(str(done[-1]), map_location="cpu")
+        runner.run([loader], [("train", 1)])
     if ranks > 1:
         torch.distributed.barrier()  # the last checkpoint is written
     return checkpoints(work_dir)[-1]
+
+
+def check_work_dir(work_dir: Path) -> None:
+    """See whether files can be written to `work_dir`, which need not be there yet; leaves nothing behind.
+
+    Raises:
+        UserError: if they cannot.
+    """
+    existing = next(parent for parent in (work_dir.absolute(), *work_dir.absolute().parents) if parent.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=".sparsevit-"):
+            pass
+    except OSError as error:
+        reason = "it is not a folder" if not existing.is_dir() else (error.strerror or "no permission").lower()
+        raise UserError(f"cannot write to {existing}: {reason}; choose another folder with --work-dir") from None
 
 
 def with_adaptation(config: Any, seed: int) -> Any:
@@ -128,12 +167,21 @@ def judge_all(
     return figures
 
 
-def _initial_model(config: Any) -> nn.Module:
-    start = config.get("load_from")
-    model = build_model(config)
-    if start:
-        load_weights(model, start)
-    return model
+def _check(config: Any) -> None:
+    """What training needs of a config, found missing before anything is built or written."""
+    for key in ("data", "optimizer", "runner"):
+        if not isinstance(config.get(key), Mapping):
+            raise UserError(f"the config has no table {key!r}, which training needs")
+    if config.runner.get("type") != "EpochBasedRunner":
+        raise UserError(f"runner.type {config.runner.get('type')!r} is not supported: use 'EpochBasedRunner'")
+    if "train" not in config.data or "samples_per_gpu" not in config.data:
+        raise UserError("the config's table 'data' needs train and samples_per_gpu for training")
+
+
+def _write_config(config: Any, path: Path) -> None:
+    temporary = path.with_name(".config.tmp.py")
+    Config(config._cfg_dict).dump(str(temporary))
+    os.replace(temporary, path)
 
 
 def _loader(dataset: Any, config: Any, rank: int, ranks: int, device: torch.device, seed: int) -> Any:
@@ -151,13 +199,14 @@ def _loader(dataset: Any, config: Any, rank: int, ranks: int, device: torch.devi
     )
 
 
-def _file_logger(work_dir: Path, rank: int) -> logging.Logger:
+@contextmanager
+def _file_logger(work_dir: Path, rank: int) -> Iterator[logging.Logger]:
     """The runner's log goes to a file; the terminal has the progress bar."""
-    logger = logging.getLogger(f"sparsevit.training.{work_dir}")
-    logger.propagate = False
-    logger.setLevel(logging.INFO if rank == 0 else logging.ERROR)
-    if rank == 0 and not logger.handlers:
-        handler = logging.FileHandler(work_dir / "training.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logger.addHandler(handler)
-    return logger
+    logger = logging.Logger("sparsevit.training", logging.INFO if rank == 0 else logging.ERROR)
+    handler = logging.FileHandler(work_dir / "training.log") if rank == 0 else logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield logger
+    finally:
+        handler.close()

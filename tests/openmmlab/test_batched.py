@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 pytest.importorskip("mmdet")
 
 import sparsevit.openmmlab  # noqa: F401, I001  makes mmdet importable
-from mmdet.core import BitmapMasks, bbox_overlaps, build_assigner  # noqa: E402
-from mmdet.models import build_detector  # noqa: E402
+from mmdet.core import BitmapMasks, bbox_overlaps, build_assigner
+from mmdet.models import build_detector
 
-from sparsevit.data import digits  # noqa: E402
-from sparsevit.openmmlab.batched import assign, pad_boxes, pairwise_iou, pick  # noqa: E402
-from sparsevit.openmmlab.config import load_config  # noqa: E402
-from sparsevit.openmmlab.masks import DeviceMasks  # noqa: E402
+from sparsevit.data import digits
+from sparsevit.openmmlab.batched import assign, pad_boxes, pairwise_iou, pick
+from sparsevit.openmmlab.config import load_config
+from sparsevit.openmmlab.masks import DeviceMasks
 
 SIZE = (224, 224)
 
@@ -88,4 +88,6 @@ def test_losses_equal_mmdets_heads() -> None:
     theirs = stock(**common, gt_masks=[BitmapMasks(masks.numpy().astype("uint8"), *SIZE) for masks in rendered.masks])
     for name, value in theirs.items():
         expected = sum(value) if isinstance(value, list) else value
-        torch.testing.assert_close(ours[name], expected, rtol=2e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            ours[name], expected, rtol=2e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )

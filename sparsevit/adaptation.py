@@ -1,4 +1,4 @@
-"""Sparsity-Aware Adaptation: which sparsity each training iteration gets, so that one set of weights serves them all."""
+"""Sparsity-Aware Adaptation: which sparsity each training iteration gets, so that one set of weights serves all."""
 
 from __future__ import annotations
 

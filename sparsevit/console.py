@@ -1,4 +1,7 @@
-"""What the user sees while work goes on: messages and progress. Bars on a terminal, plain lines when piped, silence off rank 0."""
+"""What the user sees while work goes on: messages and progress.
+
+Bars on a terminal, plain lines when piped, silence off rank 0.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,13 @@ def progress(title: str, total: int) -> Iterator[Step]:
     """Show how far a loop of `total` steps is, with rate and time left; yields the function to call after each step."""
     if console.is_terminal and not console.quiet:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=total, note="")
@@ -54,7 +57,13 @@ def _plain_lines(title: str, total: int) -> Step:
             return
         shown = now
         rate = done / max(now - start, 1e-9)
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
-        console.print(f"{title}: {done}/{total}, {rate:.2g}/s{left} {note}".rstrip())
+        time_left = f", {(total - done) / rate:.0f} s left" if 0 < done < total else ""
+        line = f"{title}: {done}/{total}, {_short(rate)}/s{time_left} {note}"
+        console.print(line.rstrip(), markup=False)
 
     return step
+
+
+def _short(rate: float) -> str:
+    """Two digits of a small number, all whole ones of a large one."""
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"

@@ -26,16 +26,19 @@ _FORMS = "write stages apart with '/', layers with ',', for example 0.3/0/0.1,0.
 
 
 def ratio(value: Any) -> Decimal:
-    """An exact pruning ratio from a number or its text: `0 <= ratio < 1`, at most six decimals.
+    """An exact pruning ratio from a number or its text: `0 <= ratio < 1`, rounded to six decimals.
 
     Raises:
         UserError: if it is no number, or out of range.
     """
     try:
-        text = value if isinstance(value, str) else repr(round(float(value), 6))
-        exact = round(Decimal(text), 6).normalize()
+        exact = Decimal(value if isinstance(value, str) else repr(float(value)))
     except (TypeError, ValueError, InvalidOperation):
         raise UserError(f"pruning ratio {value!r} is not a number") from None
+    if exact.is_nan():
+        raise UserError(f"pruning ratio {value!r} is not a number")
+    if abs(exact) < 2:  # rounding a huge number fails
+        exact = round(exact, 6).normalize()
     if not 0 <= exact < 1:
         raise UserError(f"pruning ratio {value} is outside 0 <= ratio < 1")
     return exact + 0  # -0 becomes 0
@@ -87,10 +90,7 @@ class Sparsity:
     @classmethod
     def parse(cls, text: str) -> Sparsity:
         """The sparsity that a text stands for: stages apart by `/` or `|`, layers by commas or spaces."""
-        stages = [re.split(r"[\s,]+", stage.strip(" ,\t")) for stage in re.split(r"[/|]", text.strip())]
-        if any(not word for stage in stages for word in stage):
-            raise UserError(f"cannot read the sparsity {text!r}: {_FORMS}")
-        return cls(tuple(tuple(ratio(word) for word in stage) for stage in stages))
+        return cls(tuple(tuple(ratio(word) for word in stage) for stage in _words(text)))
 
     @classmethod
     def of(cls, value: Any, depths: Sequence[int]) -> Sparsity:
@@ -106,29 +106,18 @@ class Sparsity:
             UserError: if the shape fits no such form, or the two blocks of a layer differ.
         """
         layers = layers_per_stage(depths)
-        if value is None or (isinstance(value, str) and value.strip().lower() == "dense"):
-            value = 0
-        if isinstance(value, str):
-            value = cls.parse(value).stages if re.search(r"[/|]", value) else re.split(r"[\s,]+", value.strip(" ,\t"))
-            if len(value) == 1 and isinstance(value[0], str):
-                value = value[0]
-        if isinstance(value, cls):
-            value = value.stages
-        if isinstance(value, str | int | float | Decimal):
-            return cls(tuple((ratio(value),) * count for count in layers))
-        items = list(value)
-        if items and not any(_is_list(item) for item in items):
+        items = _items(value)
+        if not isinstance(items, list):
+            return cls(tuple((ratio(items),) * count for count in layers))
+        if not any(isinstance(item, list) for item in items):
             for counts in (layers, depths):
                 if len(items) == sum(counts):
                     items = _split(items, counts)
                     break
-            else:
-                raise _misshapen(value, depths)
-        if len(items) != len(depths) or not all(_is_list(item) for item in items):
-            raise _misshapen(value, depths)
-        if all(len(item) == count for item, count in zip(items, layers, strict=True)):
+        shape = [len(item) if isinstance(item, list) else None for item in items]
+        if shape == list(layers):
             return cls(tuple(tuple(item) for item in items))
-        if all(len(item) == depth for item, depth in zip(items, depths, strict=True)):
+        if shape == list(depths):
             return cls(tuple(_blocks_to_layers(item, number) for number, item in enumerate(items, 1)))
         raise _misshapen(value, depths)
 
@@ -147,6 +136,7 @@ class Sparsity:
 
     @property
     def is_dense(self) -> bool:
+        """Whether no window is pruned."""
         return not any(self.flat)
 
     def kept(self, windows: Sequence[int]) -> tuple[int, ...]:
@@ -155,9 +145,7 @@ class Sparsity:
         Two sparsities that keep the same windows compute the same function of an image of that size.
         """
         return tuple(
-            kept_windows(count, value)
-            for count, stage in zip(windows, self.stages, strict=True)
-            for value in stage
+            kept_windows(count, value) for count, stage in zip(windows, self.stages, strict=True) for value in stage
         )
 
 
@@ -197,6 +185,7 @@ class SparsitySpace:
 
     @property
     def dense(self) -> Sparsity:
+        """Ratio 0 in every layer."""
         return Sparsity.of(None, self.depths)
 
     def uniform(self, value: Any) -> Sparsity:
@@ -214,13 +203,15 @@ class SparsitySpace:
             UserError: if a ratio is off the grid, or the layers are not this backbone's.
         """
         if tuple(len(stage) for stage in sparsity.stages) != self.layers:
-            raise _misshapen(str(sparsity), self.depths)
+            raise _misshapen(sparsity, self.depths)
         for value in sparsity.flat:
             if value not in self.grid:
                 raise UserError(f"ratio {value:f} of {sparsity} is outside the grid {_join(self.grid)}")
         return sparsity
 
-    def __contains__(self, sparsity: Sparsity) -> bool:
+    def __contains__(self, sparsity: object) -> bool:
+        if not isinstance(sparsity, Sparsity):
+            return False
         try:
             self.check(sparsity)
         except UserError:
@@ -240,9 +231,15 @@ class SparsitySpace:
         return self.decode([rng.randrange(len(self.grid)) for _ in range(sum(self.layers))])
 
     def decode(self, levels: Sequence[int]) -> Sparsity:
-        """The valid sparsity nearest to hand: grid values at `levels`, sorted inside every stage."""
+        """The valid sparsity nearest to hand: grid values at `levels`, sorted inside every stage.
+
+        Raises:
+            UserError: if there is not one level a layer, or one is no index into the grid.
+        """
         if len(levels) != sum(self.layers):
             raise UserError(f"{len(levels)} levels given for {sum(self.layers)} layers")
+        if not all(0 <= level < len(self.grid) for level in levels):
+            raise UserError(f"levels {list(levels)} are not all indices from 0 to {len(self.grid) - 1} into the grid")
         return Sparsity(tuple(tuple(sorted(self.grid[i] for i in part)) for part in _split(list(levels), self.layers)))
 
     def encode(self, sparsity: Sparsity) -> tuple[int, ...]:
@@ -254,9 +251,7 @@ class SparsitySpace:
         table = np.zeros((1, 0), np.uint8)
         for count in self.layers:
             stage = np.array(list(combinations_with_replacement(range(len(self.grid)), count)), np.uint8)
-            table = np.concatenate(
-                [np.repeat(table, len(stage), axis=0), np.tile(stage, (len(table), 1))], axis=1
-            )
+            table = np.concatenate([np.repeat(table, len(stage), axis=0), np.tile(stage, (len(table), 1))], axis=1)
         return table
 
     def kept_table(self, windows: Sequence[int]) -> NDArray[np.int64]:
@@ -279,6 +274,30 @@ def _join(values: Iterable[Decimal]) -> str:
     return ",".join(f"{value:f}" for value in values)
 
 
+def _items(value: Any) -> Any:
+    """Any accepted form as nested lists of what should be ratios, or as one such item that stands for all layers."""
+    if value is None or (isinstance(value, str) and value.strip().lower() == "dense"):
+        return Decimal(0)
+    if isinstance(value, Sparsity):
+        return [list(stage) for stage in value.stages]
+    if isinstance(value, str):
+        stages = _words(value)
+        if len(stages) > 1:
+            return stages
+        return stages[0] if len(stages[0]) > 1 else stages[0][0]
+    try:
+        return [list(item) if _is_list(item) else item for item in value]
+    except TypeError:  # not iterable: a number of any kind
+        return value
+
+
+def _words(text: str) -> list[list[str]]:
+    stages = [re.split(r"[\s,]+", stage.strip(", \t\n")) for stage in re.split(r"[/|]", text)]
+    if not all(word for stage in stages for word in stage):
+        raise UserError(f"cannot read the sparsity {text!r}: {_FORMS}")
+    return stages
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, str)
 
@@ -296,14 +315,16 @@ def _blocks_to_layers(blocks: Sequence[Any], stage: int) -> tuple[Decimal, ...]:
     for first, second in zip(ratios[::2], ratios[1::2], strict=False):
         if first != second:
             raise UserError(
-                f"the two blocks of a layer share one ratio, but stage {stage} has {first:f} and {second:f} in {_join(ratios)}"
+                f"the two blocks of a layer share one ratio, "
+                f"but stage {stage} has {first:f} and {second:f} in {_join(ratios)}"
             )
     return tuple(ratios[::2])
 
 
 def _misshapen(value: Any, depths: Sequence[int]) -> UserError:
     layers = layers_per_stage(depths)
+    shown = str(value) if isinstance(value, Sparsity) else repr(value)
     return UserError(
-        f"sparsity {value!r} does not fit a backbone with depths {tuple(depths)}: give one ratio per layer "
+        f"sparsity {shown} does not fit a backbone with depths {tuple(depths)}: give one ratio per layer "
         f"({' + '.join(map(str, layers))} by stage) or per block; {_FORMS}"
     )

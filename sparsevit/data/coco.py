@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +24,46 @@ def write_digits(
 ) -> Path:
     """Write `images` images of a split below `folder` and return the annotation file, `<split>.json`.
 
-    Written once: an annotation file that was made with the same arguments is returned as it is. The annotation file comes
-    last and whole, so a folder with one is complete.
+    Written once: an annotation file that was made with the same arguments is returned as it is. Every file appears
+    whole, and the annotation file last, so a folder with one is complete. Several processes may write the same one.
 
     Raises:
         UserError: if the folder cannot be written, holds another data set of that name, or an argument is out of range.
     """
     if images < 1:
         raise UserError(f"the number of images must be at least 1, got {images}")
-    info = {"description": "SparseViT digits", "version": VERSION, "split": split, "seed": seed, "size": list(size)}
-    info["images"] = images
+    digits.check_series(split, seed, size)
+    info = {
+        "description": "SparseViT digits",
+        "version": VERSION,
+        "split": split,
+        "seed": seed,
+        "size": list(size),
+        "images": images,
+    }
     annotation_file = folder / f"{split}.json"
-    if annotation_file.exists():
-        if _read_info(annotation_file) == info:
-            return annotation_file
-        raise UserError(f"{annotation_file} holds another data set; choose another folder or remove it")
     try:
+        if annotation_file.exists():
+            _check_same(annotation_file, info)
+            return annotation_file
         (folder / split).mkdir(parents=True, exist_ok=True)
         coco = _write_images(folder, split, images, size, seed)
-        coco["info"] = info
-        temporary = annotation_file.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(coco))
-        os.replace(temporary, annotation_file)
+        _write_whole(annotation_file, json.dumps({**coco, "info": info}).encode())
     except OSError as error:
         raise UserError(f"cannot write the data set to {folder}: {error.strerror or error}") from error
     return annotation_file
+
+
+def _check_same(annotation_file: Path, info: dict[str, Any]) -> None:
+    try:
+        found = json.loads(annotation_file.read_bytes())["info"]
+        differences = [f"{key} {found[key]}, not {value}" for key, value in info.items() if found[key] != value]
+    except (ValueError, KeyError, TypeError):
+        differences = ["not written by this program"]
+    if differences:
+        raise UserError(
+            f"{annotation_file} holds another data set ({'; '.join(differences)}): choose another folder or remove it"
+        )
 
 
 def _write_images(folder: Path, split: str, count: int, size: tuple[int, int], seed: int) -> dict[str, Any]:
@@ -62,8 +78,9 @@ def _write_images(folder: Path, split: str, count: int, size: tuple[int, int], s
             for i in range(number):
                 image_id = start + i + 1
                 name = f"{split}/{image_id:06d}.jpg"
-                pixels = rendered.images[i].permute(1, 2, 0).numpy()
-                Image.fromarray(pixels).save(folder / name, quality=92)
+                encoded = BytesIO()
+                Image.fromarray(rendered.images[i].permute(1, 2, 0).numpy()).save(encoded, format="jpeg", quality=92)
+                _write_whole(folder / name, encoded.getvalue())
                 records.append({"id": image_id, "file_name": name, "height": size[0], "width": size[1]})
                 for box, label, mask in zip(rendered.boxes[i], rendered.labels[i], rendered.masks[i], strict=True):
                     annotation = _annotation(box, int(label), mask)
@@ -73,22 +90,25 @@ def _write_images(folder: Path, split: str, count: int, size: tuple[int, int], s
     return {"images": records, "annotations": annotations, "categories": categories}
 
 
+def _write_whole(file: Path, content: bytes) -> None:
+    """Write a file under a name of this process's own, then rename it: nobody ever sees a part of it."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _annotation(box: Tensor, label: int, mask: Tensor) -> dict[str, Any]:
     from pycocotools import mask as coco_mask
 
     x1, y1, x2, y2 = box.tolist()
-    encoded = coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+    encoded = coco_mask.encode(np.asfortranarray(mask.numpy().view(np.uint8)))
     return {
         "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": int(mask.sum()),
+        "area": int(coco_mask.area(encoded)),
         "segmentation": {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")},
         "category_id": label + 1,
         "iscrowd": 0,
     }
-
-
-def _read_info(annotation_file: Path) -> Any:
-    try:
-        return json.loads(annotation_file.read_text()).get("info")
-    except (OSError, ValueError, AttributeError):
-        return None

@@ -1,15 +1,17 @@
-"""Handwritten digits at many scales on photographs: small objects on a large canvas, with boxes, masks and ten classes.
+"""Handwritten digits at many scales on photographs: small objects on a large canvas, with boxes, masks, ten classes.
 
-Digits are scikit-learn's 1,797 scans of 8 x 8 pixels, photographs its two sample images. The training and the validation
-split share neither a digit nor a part of a photograph. A *scene* says what lies where; rendering it is the same code on
-the CPU (writing a data set) and on a GPU (composing training batches without a file).
+Digits are scikit-learn's 1,797 scans of 8 x 8 pixels, photographs its two sample images. The training and the
+validation split share neither a digit nor a part of a photograph. A *scene* says what lies where; rendering it is the
+same code on the CPU (writing a data set) and on a GPU (composing training batches without a file).
 
-B scenes, D digits in a scene (padded with empty ones), N digits in a batch, h w canvas pixels, G side of a rendered glyph.
+B scenes, D digits in a scene (padded with empty ones), N digits in a batch, h w canvas pixels, G side of a patch that
+one digit is painted on.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,6 +45,17 @@ class Crowd:
     fewest: int = 3
     most: int = 8
     largest: float = 0.22
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.fewest <= self.most and self.most >= 1):
+            raise UserError(f"a scene cannot hold {self.fewest} to {self.most} digits: 0 <= fewest <= most, most >= 1")
+        if not 0 < self.largest <= 0.9:
+            raise UserError(
+                f"the largest digit's share of the canvas is {self.largest}, but must lie in 0 < share <= 0.9"
+            )
+
+
+CROWD = Crowd()
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ def scans(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Scans `(n, 8, 8)`, ink from 0 to 1, and their classes `(n,)`."""
     images, labels = _scans()
     held_out = np.arange(len(labels)) % VAL_EVERY == 0
-    chosen = held_out if _check(split) == "val" else ~held_out
+    chosen = held_out if split == "val" else ~held_out
     return images[chosen], labels[chosen]
 
 
@@ -113,19 +126,16 @@ def photographs(split: str) -> NDArray[np.float32]:
     images: Any = load_sample_images().images
     photos = np.stack([np.asarray(image, np.float32) / 255 for image in images]).transpose(0, 3, 1, 2)
     cut = int(photos.shape[-1] * TRAIN_SHARE)
-    return np.ascontiguousarray(photos[..., :cut] if _check(split) == "train" else photos[..., cut:])
+    return np.ascontiguousarray(photos[..., cut:] if split == "val" else photos[..., :cut])
 
 
-def draw_scenes(
-    split: str, seed: int, start: int, count: int, size: tuple[int, int], crowd: Crowd = Crowd()  # noqa: B008  frozen
-) -> Scenes:
+def draw_scenes(split: str, seed: int, start: int, count: int, size: tuple[int, int], crowd: Crowd = CROWD) -> Scenes:
     """Scenes `start` to `start + count` of an endless, reproducible series for a canvas of `(height, width)` pixels.
 
     Raises:
-        UserError: if the canvas is too small for the smallest digit.
+        UserError: if there is no such split, the seed is negative, or the canvas is too small for the smallest digit.
     """
-    if min(size) * crowd.largest < MIN_SIDE:
-        raise UserError(f"image size {size[0]}x{size[1]} is too small for the digits: at least {MIN_SIDE / crowd.largest:.0f}")
+    check_series(split, seed, size, crowd)
     first, last = start // CHUNK, -(-(start + count) // CHUNK)
     chunks = [_draw_chunk(split, seed, number, size, crowd) for number in range(first, last)]
     keep = slice(start - first * CHUNK, start - first * CHUNK + count)
@@ -133,6 +143,22 @@ def draw_scenes(
     return Scenes(**{name: np.concatenate([getattr(chunk, name) for chunk in chunks])[keep] for name in names})
 
 
+def check_series(split: str, seed: int, size: tuple[int, int], crowd: Crowd = CROWD) -> None:
+    """Whether scenes can be drawn with these arguments of `draw_scenes`.
+
+    Raises:
+        UserError: as `draw_scenes` does.
+    """
+    if split not in SPLITS:
+        raise UserError(f"there is no split {split!r}: {' or '.join(SPLITS)}")
+    if seed < 0:
+        raise UserError(f"the seed of a data set must not be negative, got {seed}")
+    if min(size) * crowd.largest < MIN_SIDE:
+        fits = math.ceil(MIN_SIDE / crowd.largest)
+        raise UserError(f"image size {size[0]}x{size[1]} is too small for the digits: each side at least {fits} pixels")
+
+
+@lru_cache(maxsize=8)  # small batches take their scenes from the same chunk
 def _draw_chunk(split: str, seed: int, number: int, size: tuple[int, int], crowd: Crowd) -> Scenes:
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
     height, width = size
@@ -156,7 +182,8 @@ def _draw_chunk(split: str, seed: int, number: int, size: tuple[int, int], crowd
         centres[:, place] = candidates[np.arange(CHUNK), choice]
         placed[:, place] = free.any(axis=1) & (place < wanted)
     photos = rng.integers(len(photographs(split)), size=CHUNK)
-    views = np.stack([rng.random(CHUNK), rng.random(CHUNK), rng.uniform(0.45, 0.95, CHUNK), rng.integers(2, size=CHUNK)], 1)
+    middles = (rng.random(CHUNK), rng.random(CHUNK))
+    views = np.stack([*middles, rng.uniform(0.45, 0.95, CHUNK), rng.integers(2, size=CHUNK)], axis=1)
     lights = np.stack([rng.uniform(0.6, 1.1, CHUNK), rng.uniform(-0.15, 0.15, CHUNK)], axis=1)
     labels = np.where(placed, classes[glyphs], -1)
     as_float = np.float32
@@ -176,46 +203,49 @@ def _draw_chunk(split: str, seed: int, number: int, size: tuple[int, int], crowd
 def render(split: str, scenes: Scenes, size: tuple[int, int], device: torch.device | str = "cpu") -> Rendered:
     """Paint scenes. A digit of fewer than `MIN_INK` pixels is left out of the annotations.
 
-    All digits of the batch are painted at once (their ink does not overlap), on a canvas with a margin that takes what
-    reaches over the edge.
+    All digits of the batch are painted at once: each on a square patch of its own, whose ink then goes to the canvas.
+    Images are stored with channels last.
     """
     device = torch.device(device)
+    height, width = size
     scene_of, place_of = np.nonzero(scenes.labels >= 0)
-    side = int(np.ceil(scenes.sides.max() * 1.5 / 2) * 2)
-    margin = side // 2 + 1
-    height, width = size[0] + 2 * margin, size[1] + 2 * margin
-    ink = _glyph_ink(split, scenes, scene_of, place_of, side, device)
-    corners = torch.from_numpy(np.round(scenes.centres[scene_of, place_of] - side / 2).astype(np.int64)).to(device) + margin
-    steps = torch.arange(side, device=device)
-    pixels = ((corners[:, 1, None] + steps)[:, :, None] * width + (corners[:, 0, None] + steps)[:, None, :]).flatten(1)
     scene = torch.from_numpy(scene_of).to(device)
+    side = int(np.ceil(scenes.sides.max() * 1.5 / 2) * 2)
+    ink = _glyph_ink(split, scenes, scene_of, place_of, side, device)
+    corners = np.round(scenes.centres[scene_of, place_of] - side / 2).astype(np.int64)
+    steps = torch.arange(side, device=device)
+    x, y = (torch.from_numpy(corners[:, axis, None]).to(device) + steps for axis in (0, 1))
+    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
+    nearest = y.clamp(0, height - 1)[:, :, None] * width + x.clamp(0, width - 1)[:, None, :]
+    places = nearest + scene[:, None, None] * (height * width)
 
-    images = F.pad(_backgrounds(split, scenes, size, device), (margin,) * 4, mode="replicate")
-    canvas = images.permute(0, 2, 3, 1).reshape(-1, 3)
-    places = pixels + scene[:, None] * (height * width)
-    brightness = canvas.mean(dim=1)[places].mean(dim=1)
+    backgrounds = _backgrounds(split, scenes, size, device)
+    brightness = backgrounds.mean(dim=1).flatten()[places].mean(dim=(1, 2))
     colours = _apart(torch.from_numpy(scenes.inks[scene_of, place_of]).to(device), brightness)
-    opacity = ((ink.flatten(1) - INK_THRESHOLD) * EDGE + 0.5).clamp(0, 1)
-    digit, pixel = opacity.nonzero(as_tuple=True)  # most of a patch is bare
-    inked = places[digit, pixel]
-    canvas.index_copy_(0, inked, torch.lerp(canvas[inked], colours[digit], opacity[digit, pixel, None]))
-    images = canvas.view(len(scenes), height, width, 3)[:, margin:-margin, margin:-margin].permute(0, 3, 1, 2)
+    opacity = ((ink - INK_THRESHOLD) * EDGE + 0.5).clamp(0, 1) * inside
+    digit, row, column = opacity.nonzero(as_tuple=True)  # most of a patch is bare
+    inked = places[digit, row, column]
+    canvas = backgrounds.permute(0, 2, 3, 1).reshape(-1, 3)
+    covered = torch.lerp(canvas[inked], colours[digit], opacity[digit, row, column, None])
+    canvas.index_copy_(0, inked, covered)
+    images = canvas.mul_(255).round_().to(torch.uint8).view(len(scenes), height, width, 3).permute(0, 3, 1, 2)
 
+    solid = (ink > INK_THRESHOLD) & inside
     masks = torch.zeros(len(ink), height * width, dtype=torch.bool, device=device)
-    solid = ink.flatten(1) > INK_THRESHOLD
-    masks.scatter_(1, pixels, solid)
-    masks = masks.view(-1, height, width)[:, margin:-margin, margin:-margin]
-    boxes, visible = _boxes(masks), solid.count_nonzero(dim=1) >= MIN_INK
+    masks[digit, nearest[digit, row, column]] = solid[digit, row, column]  # solid ink is opaque to some degree
+    masks = masks.view(-1, height, width)
+    boxes, visible = _boxes(solid, x[:, 0], y[:, 0]), solid.flatten(1).count_nonzero(dim=1) >= MIN_INK
     labels = torch.from_numpy(scenes.labels[scene_of, place_of]).to(device)
     counts = np.bincount(scene_of, minlength=len(scenes))
     if not bool(visible.all()):
         boxes, labels, masks = boxes[visible], labels[visible], masks[visible]
         counts = np.bincount(scene_of[visible.cpu().numpy()], minlength=len(scenes))
+    sections = counts.tolist()
     return Rendered(
-        images=(images.clamp(0, 1) * 255).round().to(torch.uint8),
-        boxes=list(boxes.split(counts.tolist())),
-        labels=list(labels.split(counts.tolist())),
-        masks=list(masks.split(counts.tolist())),
+        images=images,
+        boxes=list(torch.split(boxes, sections)),
+        labels=list(torch.split(labels, sections)),
+        masks=list(torch.split(masks, sections)),
     )
 
 
@@ -228,16 +258,20 @@ def _backgrounds(split: str, scenes: Scenes, size: tuple[int, int], device: torc
     half_w = half_h * photo_h / photo_w * (size[1] / size[0])
     shrink = (1 / half_w).clamp(max=1)
     half_h, half_w = half_h * shrink, half_w * shrink
-    theta = torch.zeros(len(scenes), 2, 3, device=device)
-    theta[:, 0, 0] = half_w * (1 - 2 * view[:, 3])
-    theta[:, 1, 1] = half_h
-    theta[:, 0, 2] = (2 * view[:, 0] - 1) * (1 - half_w)
-    theta[:, 1, 2] = (2 * view[:, 1] - 1) * (1 - half_h)
-    grid = F.affine_grid(theta, [len(scenes), 3, *size], align_corners=False)
+    mirror = 1 - 2 * view[:, 3]
+    # A crop is upright, so its x depend on the column alone and its y on the row alone.
+    x = (half_w * mirror)[:, None] * _pixel_centres(size[1], device) + ((2 * view[:, 0] - 1) * (1 - half_w))[:, None]
+    y = half_h[:, None] * _pixel_centres(size[0], device) + ((2 * view[:, 1] - 1) * (1 - half_h))[:, None]
+    grid = torch.stack([x[:, None, :].expand(-1, size[0], -1), y[:, :, None].expand(-1, -1, size[1])], dim=-1)
     chosen = photos[torch.from_numpy(scenes.photos).to(device)]
     images = F.grid_sample(chosen, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    light = torch.from_numpy(scenes.lights).to(device)[:, :, None, None, None]
-    return ((images - 0.5) * light[:, 0] + 0.5 + light[:, 1]).clamp(0, 1)
+    contrast, brightness = torch.from_numpy(scenes.lights).to(device)[:, :, None, None, None].unbind(1)
+    return images.sub_(0.5).mul_(contrast).add_(0.5).add_(brightness).clamp_(0, 1)
+
+
+def _pixel_centres(count: int, device: torch.device) -> Tensor:
+    """Where pixel centres lie along a side that spans -1 to 1, as `grid_sample` counts without aligned corners."""
+    return (2 * torch.arange(count, device=device, dtype=torch.float32) + 1) / count - 1
 
 
 @lru_cache(maxsize=4)
@@ -274,12 +308,12 @@ def _apart(colours: Tensor, brightness: Tensor) -> Tensor:
     return torch.where(brightness[:, None] > 0.45, colours * 0.3, 1 - colours * 0.35)
 
 
-def _boxes(masks: Tensor) -> Tensor:
-    """Tight boxes `(N, 4)` of masks `(N, h, w)`."""
-    height, width = masks.shape[-2:]
-    columns, rows = masks.any(dim=1).float(), masks.any(dim=2).float()
-    x1, y1 = columns.argmax(dim=1), rows.argmax(dim=1)
-    x2, y2 = width - columns.flip(1).argmax(dim=1), height - rows.flip(1).argmax(dim=1)
+def _boxes(solid: Tensor, left: Tensor, top: Tensor) -> Tensor:
+    """Tight boxes `(N, 4)` on the canvas around the ink of patches `(N, G, G)` with corners at `left`, `top`."""
+    side = solid.shape[-1]
+    columns, rows = solid.any(dim=1).byte(), solid.any(dim=2).byte()
+    x1, y1 = left + columns.argmax(dim=1), top + rows.argmax(dim=1)
+    x2, y2 = left + side - columns.flip(1).argmax(dim=1), top + side - rows.flip(1).argmax(dim=1)
     return torch.stack([x1, y1, x2, y2], dim=1).float()
 
 
@@ -289,7 +323,7 @@ def batches(
     size: tuple[int, int],
     batch: int,
     *,
-    crowd: Crowd = Crowd(),  # noqa: B008  frozen
+    crowd: Crowd = CROWD,
     start: int = 0,
     stride: int = 1,
     device: torch.device | str = "cpu",
@@ -302,9 +336,3 @@ def batches(
             scenes = upcoming.result()
             upcoming = drawing.submit(draw_scenes, split, seed, next(numbers) * batch, batch, size, crowd)
             yield render(split, scenes, size, device)
-
-
-def _check(split: str) -> str:
-    if split not in SPLITS:
-        raise UserError(f"there is no split {split!r}: {' or '.join(SPLITS)}")
-    return split

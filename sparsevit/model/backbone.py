@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from sparsevit.errors import UserError
 from sparsevit.model.block import SwinBlock, WindowAttention
-from sparsevit.model.windows import rank_windows, window_table
+from sparsevit.model.windows import rank_windows, token_magnitude, window_table
 from sparsevit.sparsity import Sparsity, kept_windows
 
 
@@ -31,7 +31,9 @@ class PatchEmbed(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         height, width = image.shape[-2:]
-        image = F.pad(image, (0, -width % self.patch, 0, -height % self.patch))
+        right, bottom = -width % self.patch, -height % self.patch
+        if right or bottom:  # padding by nothing would still copy
+            image = F.pad(image, (0, right, 0, bottom))
         x = self.projection(image)
         return self.norm(x.flatten(2).transpose(1, 2)), (x.shape[2], x.shape[3])
 
@@ -47,10 +49,12 @@ class PatchMerging(nn.Module):
     def forward(self, x_BTC: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         batch, _, channels = x_BTC.shape
         height, width = size
-        x = F.pad(x_BTC.view(batch, height, width, channels), (0, 0, 0, width % 2, 0, height % 2))
+        x = x_BTC.view(batch, height, width, channels)
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         height, width = x.shape[1] // 2, x.shape[2] // 2
         x = x.view(batch, height, 2, width, 2, channels)
-        # Channel first, then row, then column of the 2 x 2 patch: the order of nn.Unfold, which mmdet 2.x's weights are in.
+        # Channel first, then row, then column of the 2 x 2 patch: nn.Unfold's order, which mmdet 2.x's weights are in.
         x = x.permute(0, 1, 3, 5, 2, 4).reshape(batch, height * width, 4 * channels)
         return self.reduction(self.norm(x)), (height, width)
 
@@ -65,7 +69,7 @@ class Stage(nn.Module):
         self.downsample = downsample
 
     def forward(self, x_BTC: Tensor, size: tuple[int, int], ratios: Sequence[Decimal]) -> Tensor:
-        """All blocks of the stage under one ratio per layer, before downsampling. Overwrites its input."""
+        """All blocks of the stage under one ratio per layer, before downsampling. May overwrite its input."""
         tokens = x_BTC.shape[1]
         tables = [window_table(*size, self.window, shift, x_BTC.device) for shift in (0, self.window // 2)]
         if tables[0].padded:
@@ -74,13 +78,13 @@ class Stage(nn.Module):
             x_BTC = x_BTC.contiguous()
         rankings: list[Tensor] | None = None
         for number, block in enumerate(self.blocks):
-            table, pruned = tables[number % 2], ratios[number // 2]
-            kept = None
-            if pruned > 0:
+            table, kept = tables[number % 2], None
+            count = kept_windows(table.windows, ratios[number // 2])
+            if count < table.windows:  # any ratio above 0, unless there is but one window
                 if rankings is None:  # once a stage, on the input of its first sparse block
-                    magnitude = x_BTC[:, :tokens].detach().abs().mean(dim=-1)
+                    magnitude = token_magnitude(x_BTC[:, :tokens])
                     rankings = [rank_windows(magnitude, each) for each in tables]
-                kept = rankings[number % 2][:, : kept_windows(table.windows, pruned)]
+                kept = rankings[number % 2][:, :count]
             x_BTC = block(x_BTC, table, kept)
         return x_BTC[:, :tokens]
 
@@ -92,11 +96,11 @@ class SparseSwin(nn.Module):
 
     Args:
         pruning_ratios: the sparsity to start with, in any form that `Sparsity.of` accepts; None is dense.
-        pad_before_norm: where the map is no multiple of the window, pad before each block's first norm, as SparseViT was
-            trained, or (False) after it, as Swin was. The two agree where nothing is padded.
+        pad_before_norm: where the map is no multiple of the window, pad before each block's first norm, as SparseViT
+            was trained, or (False) after it, as Swin was. The two agree where nothing is padded.
 
     Raises:
-        UserError: if sizes do not fit together or the sparsity does not fit the depths.
+        UserError: if sizes or numbers of stages do not fit together, or the sparsity does not fit the depths.
     """
 
     def __init__(
@@ -126,6 +130,10 @@ class SparseSwin(nn.Module):
         super().__init__()
         if len(num_heads) != len(depths):
             raise UserError(f"num_heads {tuple(num_heads)} and depths {tuple(depths)} differ in their number of stages")
+        if any(not 0 <= i < len(depths) for i in out_indices):
+            raise UserError(f"out_indices {tuple(out_indices)} must be stages from 0 to {len(depths) - 1}")
+        if frozen_stages > len(depths):
+            raise UserError(f"frozen_stages is {frozen_stages}, but there are {len(depths)} stages")
         self.depths = tuple(depths)
         self.window_size = window_size
         self.patch_size = patch_size
@@ -169,8 +177,9 @@ class SparseSwin(nn.Module):
             self.stages.append(Stage(blocks, window_size, downsample))
         for i in self.out_indices:
             self.add_module(f"norm{i}", nn.LayerNorm(self.num_features[i]))
-        self.sparsity = Sparsity.of(pruning_ratios, self.depths)
+        self.sparsity = pruning_ratios
         self.init_weights()
+        self._freeze()
 
     @property
     def sparsity(self) -> Sparsity:
@@ -189,11 +198,12 @@ class SparseSwin(nn.Module):
             x = x + position.flatten(2).transpose(1, 2)
         x = self.drop_after_pos(x)
         outs = []
-        for i, (stage, ratios) in enumerate(zip(self.stages, self.sparsity.stages, strict=True)):
+        for i, ratios in enumerate(self.sparsity.stages):
+            stage = cast(Stage, self.stages[i])
             x = stage(x, size, ratios)
             if i in self.out_indices:
                 normed = getattr(self, f"norm{i}")(x)
-                outs.append(normed.view(len(x), *size, -1).permute(0, 3, 1, 2).contiguous())
+                outs.append(normed.view(x.shape[0], *size, -1).permute(0, 3, 1, 2).contiguous())
             if stage.downsample is not None:
                 x, size = stage.downsample(x, size)
         return tuple(outs)
@@ -213,8 +223,12 @@ class SparseSwin(nn.Module):
     def train(self, mode: bool = True) -> SparseSwin:
         """Switch modes, keeping the patch embedding and the first `frozen_stages` stages frozen."""
         super().train(mode)
+        self._freeze()
+        return self
+
+    def _freeze(self) -> None:
         if self.frozen_stages < 0:
-            return self
+            return
         frozen: list[nn.Module] = [self.patch_embed, self.drop_after_pos]
         for i in range(self.frozen_stages):
             frozen.append(self.stages[i])
@@ -225,4 +239,3 @@ class SparseSwin(nn.Module):
             module.requires_grad_(False)
         if self.absolute_pos_embed is not None:
             self.absolute_pos_embed.requires_grad_(False)
-        return self

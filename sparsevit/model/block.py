@@ -1,7 +1,7 @@
 """One Swin block on compact windows: attention and feed-forward run on kept windows alone.
 
-B batch, K kept windows, N tokens in a window, C channels, T tokens of the feature map, h heads. Attribute names give the
-state-dict keys of mmdet 2.x's Swin.
+B batch, K kept windows, N tokens in a window, C channels, T tokens of the feature map, h heads. Attribute names give
+the state-dict keys of mmdet 2.x's Swin.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class WindowAttention(nn.Module):
             bias = bias + mask.to(q.dtype).unsqueeze(1)
         drop = self.attn_drop if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale)
-        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(windows, tokens, channels)))
+        projected: Tensor = self.proj_drop(self.proj(out.transpose(1, 2).reshape(windows, tokens, channels)))
+        return projected
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -161,12 +162,15 @@ class SwinBlock(nn.Module):
             normed = normed.masked_fill(padding.unsqueeze(-1), 0)
         shape = (batch, -1, x_WNC.shape[-1])  # one entry per image, as stochastic depth drops whole images
         x = x_WNC.reshape(shape) + self.drop_path(self.attn.w_msa(normed, mask).view(shape))
-        return x + self.drop_path(self.ffn(self.norm2(x)))
+        out: Tensor = x + self.drop_path(self.ffn(self.norm2(x)))
+        return out
 
     def _window_masks(self, table: WindowTable, batch: int, kept: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Shift mask `(B * K, N, N)` and, where norm comes before padding, which positions are padding `(B * K, N)`."""
-        windows = torch.arange(table.windows, device=table.index.device).repeat(batch) if kept is None else kept.reshape(-1)
-        mask = table.masks[table.mask_kind[windows]] if table.masks is not None and table.mask_kind is not None else None
-        if not table.padded or self.pad_before_norm:
-            return mask, None
-        return mask, table.index[windows] == table.index.max()
+        """Shift mask `(B * K, N, N)`, and which positions are padding `(B * K, N)` where padding follows the norm."""
+        pad_after_norm = table.padded and not self.pad_before_norm
+        if table.masks is None and not pad_after_norm:
+            return None, None
+        every = torch.arange(table.windows, device=table.index.device)
+        windows = every.repeat(batch) if kept is None else kept.reshape(-1)
+        mask = None if table.masks is None else table.masks[table.mask_kind[windows]]
+        return mask, table.index[windows] == table.tokens if pad_after_norm else None

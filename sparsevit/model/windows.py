@@ -1,10 +1,10 @@
 """Where windows lie: index tables between tokens and windows, shift masks, and the ranking of windows.
 
-Tokens never move. A table says which token stands where in which window, so that kept windows are gathered, computed and
-written back, and pruned ones are not touched.
+Tokens never move. A table says which token stands where in which window, so that kept windows are gathered, computed
+and written back, and pruned ones are not touched.
 
-B batch, H W height and width in tokens, T tokens of a feature map (H*W), W windows, K kept windows, N tokens in a window,
-C channels.
+B batch, H W height and width in tokens, T tokens of a feature map (H*W), W windows, K kept windows, N tokens in a
+window, C channels.
 """
 
 from __future__ import annotations
@@ -22,20 +22,25 @@ MASKED = -100.0  # what Swin adds to attention between tokens that the cyclic sh
 class WindowTable:
     """One partition (plain or shifted) of an H x W map into W windows of N tokens.
 
+    tokens: T.
     index: token of each window position, shape `(W, N)`; `T` where the position is padding.
-    padded: whether there is any padding.
-    mask_kind: shape `(W,)`, which row of `masks` a window uses; None if nothing is shifted.
-    masks: shape `(4, N, N)`, 0 or `MASKED`; kinds are interior, right edge, bottom edge, corner.
+    masks: shape `(4, N, N)`, 0 or `MASKED`; kinds are interior, right edge, bottom edge, corner. None if not shifted.
+    mask_kind: which of `masks` a window uses, shape `(W,)`.
     """
 
+    tokens: int
     index: Tensor
-    padded: bool
-    mask_kind: Tensor | None
     masks: Tensor | None
+    mask_kind: Tensor
 
     @property
     def windows(self) -> int:
         return self.index.shape[0]
+
+    @property
+    def padded(self) -> bool:
+        """Whether any position is padding."""
+        return self.index.numel() > self.tokens
 
     def rows(self, batch: int, tokens: int, kept: Tensor | None) -> Tensor:
         """Flat indices of the kept windows' tokens in a `(B * tokens, C)` buffer; shape `(B * K * N,)`.
@@ -48,6 +53,7 @@ class WindowTable:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # a table first asked for in inference serves training later
 def window_table(height: int, width: int, window: int, shift: int, device: torch.device) -> WindowTable:
     """The table of an H x W map, computed once per size, shift and device."""
     padded_h, padded_w = (-(-side // window) * window for side in (height, width))
@@ -55,15 +61,12 @@ def window_table(height: int, width: int, window: int, shift: int, device: torch
     x = (torch.arange(padded_w) + shift) % padded_w
     index = torch.where((y[:, None] < height) & (x[None, :] < width), y[:, None] * width + x[None, :], height * width)
     index = partition(index, window)
-    kind = masks = None
-    if shift:
-        rows, columns = padded_h // window, padded_w // window
-        at_bottom = (torch.arange(rows) == rows - 1).int()[:, None]
-        at_right = (torch.arange(columns) == columns - 1).int()[None, :]
-        kind = (2 * at_bottom + at_right).view(-1).to(device)
-        masks = _shift_masks(window, shift).to(device)
-    has_padding = (padded_h, padded_w) != (height, width)
-    return WindowTable(index.to(device), has_padding, kind, masks)
+    rows, columns = padded_h // window, padded_w // window
+    at_bottom = (torch.arange(rows) == rows - 1).int()[:, None]
+    at_right = (torch.arange(columns) == columns - 1).int()[None, :]
+    kind = (2 * at_bottom + at_right).view(-1).to(device)
+    masks = _shift_masks(window, shift).to(device) if shift else None
+    return WindowTable(height * width, index.to(device), masks, kind)
 
 
 def partition(grid: Tensor, window: int) -> Tensor:
@@ -84,13 +87,18 @@ def _shift_masks(window: int, shift: int) -> Tensor:
     return torch.stack(masks)
 
 
+def token_magnitude(x_BTC: Tensor) -> Tensor:
+    """Mean absolute activation of each token, shape `(B, T)`, in float32 at least, as squares overflow half precision."""
+    return x_BTC.detach().abs().mean(dim=-1, dtype=torch.promote_types(x_BTC.dtype, torch.float32))
+
+
 def rank_windows(magnitude: Tensor, table: WindowTable) -> Tensor:
     """Windows from most to least active, shape `(B, W)`.
 
     Args:
-        magnitude: mean absolute activation of each token, shape `(B, T)`. A window's score is the L2 norm of its tokens'
-            magnitudes, padding counting as 0 (SparseViT, section 3.1).
+        magnitude: mean absolute activation of each token, shape `(B, T)`. A window's score is the L2 norm of its
+            tokens' magnitudes, padding counting as 0 (SparseViT, section 3.1).
     """
     padded = torch.cat([magnitude, magnitude.new_zeros(len(magnitude), 1)], dim=1) if table.padded else magnitude
-    score = padded[:, table.index].square().sum(dim=-1)
+    score = padded[:, table.index].square().sum(dim=-1)  # the square of the norm ranks the same
     return score.argsort(dim=-1, descending=True, stable=True)

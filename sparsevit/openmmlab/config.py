@@ -82,7 +82,9 @@ def options_of(items: Sequence[str] | None) -> Mapping[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """An error of a library in one line: its type, and the beginning of what it says."""
+    """An error of a library in one line: its type, and the beginning of what it says, or of what it was raised for."""
+    while not str(error).strip() and error.__context__ is not None:
+        error = error.__context__
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 

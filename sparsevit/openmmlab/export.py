@@ -27,9 +27,6 @@ def write_finetune_config(
     base = load_config(config)
     hooks = [dict(hook) for hook in base.get("custom_hooks") or [] if hook["type"] != "SparsityAdaptation"]
     start = checkpoint if checkpoint.startswith(BUILTIN) else str(weights_path(checkpoint).resolve())
-    # Only where the base has such a table: mmcv would keep the key `_delete_` otherwise.
-    validated = (base.get("evaluate_sparsities") or {}).get("sparsities")
-    replaced = "_delete_=True, " if validated else ""
     lines = [
         "# Finetune config written by sparsevit, which trains it so:",
         "#   sparsevit finetune CONFIG",
@@ -40,12 +37,14 @@ def write_finetune_config(
         f"model = dict(backbone=dict(pruning_ratios={sparsity.floats!r}))",
         f"load_from = {start!r}",
         f"custom_hooks = {hooks!r}",
-        f"evaluate_sparsities = dict(sparsities=dict({replaced}subnet=model['backbone']['pruning_ratios']))",
-        "",
     ]
+    if base.get("evaluate_sparsities"):  # validation during finetuning, of this sparsity alone
+        lines.append(
+            "evaluate_sparsities = dict(sparsities=dict(_delete_=True, subnet=model['backbone']['pruning_ratios']))"
+        )
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
+        temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):

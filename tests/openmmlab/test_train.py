@@ -1,4 +1,4 @@
-"""Training: the sparsity of each iteration, validation by name, whole checkpoints, and a resumed run equals a whole one."""
+"""Training: the sparsity of each iteration, validation by name, whole checkpoints; a resumed run equals a whole one."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_two_ranks_draw_the_same_sparsity_and_other_images(spied: Path) -> None:
     ],
 )
 def test_what_cannot_be_trained_is_one_line(tiny: Callable[..., Path], options: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=".") as error:
+    with pytest.raises(UserError) as error:
         run(tiny(), "work", **options)
     assert said in str(error.value)
     assert "\n" not in str(error.value)

@@ -288,6 +288,8 @@ def _glyph_ink(
     device: torch.device,
 ) -> Tensor:
     """Scans turned, stretched and enlarged to their size in pixels, centred; ink `(N, G, G)`, about 0 to 1."""
+    if len(scene_of) == 0:
+        return torch.zeros(0, side, side, device=device)
     glyphs = torch.from_numpy(scans(split)[0][scenes.glyphs[scene_of, place_of]])[:, None]
     glyphs = F.pad(glyphs, (2, 2, 2, 2)).to(device)  # 12 x 12: bicubic edges fade to nothing
     scale = torch.from_numpy(side / (scenes.sides[scene_of, place_of] * 1.5))

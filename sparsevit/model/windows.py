@@ -88,7 +88,7 @@ def _shift_masks(window: int, shift: int) -> Tensor:
 
 
 def token_magnitude(x_BTC: Tensor) -> Tensor:
-    """Mean absolute activation of each token, shape `(B, T)`, in float32 at least, as squares overflow half precision."""
+    """Mean absolute activation of each token, shape `(B, T)`, at least in float32: squares overflow half precision."""
     return x_BTC.detach().abs().mean(dim=-1, dtype=torch.promote_types(x_BTC.dtype, torch.float32))
 
 

@@ -22,6 +22,16 @@ console = Console(highlight=False, soft_wrap=True, quiet=os.environ.get("RANK", 
 
 
 @contextmanager
+def messages_on_stderr() -> Iterator[None]:
+    """Messages and progress go to the standard error output, where the standard output is for a machine to read."""
+    before, console.stderr = console.stderr, True
+    try:
+        yield
+    finally:
+        console.stderr = before
+
+
+@contextmanager
 def progress(title: str, total: int) -> Iterator[Step]:
     """Show how far a loop of `total` steps is, with rate and time left; yields the function to call after each step."""
     if console.is_terminal and not console.quiet:

@@ -30,15 +30,18 @@ def evaluate(
     Example: sparsevit evaluate builtin:digits/supernet.py builtin:digits -s dense -s 0.6 --images 50
     """
     import json
+    from contextlib import nullcontext
 
     from rich.table import Table
 
-    from sparsevit.console import console
+    from sparsevit.cli.tables import print_whole
+    from sparsevit.console import messages_on_stderr
     from sparsevit.openmmlab.config import load_config, options_of
     from sparsevit.openmmlab.train import judge_all
 
     settings = load_config(config, options_of(cfg_options))
-    figures = judge_all(settings, checkpoint, sparsity, device=device, images=images)
+    with messages_on_stderr() if as_json else nullcontext():
+        figures = judge_all(settings, checkpoint, sparsity, device=device, images=images)
     if as_json:
         typer.echo(json.dumps([{"sparsity": str(one), **metrics} for one, metrics in figures], indent=1))
         return
@@ -48,4 +51,4 @@ def evaluate(
         table.add_column(key.replace("_", " "), justify="right", no_wrap=True)
     for one, metrics in figures:
         table.add_row("dense" if one.is_dense else str(one), *(f"{value:.4f}" for value in metrics.values()))
-    console.print(table)
+    print_whole(table)

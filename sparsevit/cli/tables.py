@@ -35,6 +35,12 @@ def print_latency_error(results: StudyResults) -> None:
         )
 
 
+def print_whole(table: Table) -> None:
+    """A table at its full width. A terminal may wrap a line; no width is a reason to cut a configuration short."""
+    table.width = Measurement.get(console, console.options.update(width=1000), table).maximum
+    console.print(table, crop=False)
+
+
 def print_front(results: StudyResults) -> None:
     """The Pareto table, fastest first. Accuracies are of the images that confirm, where there are any."""
     if not results.front:
@@ -58,9 +64,7 @@ def print_front(results: StudyResults) -> None:
         measured = ms_text(one.measured.median_ms) if one.measured else ""
         mark = "*" if results.best is not None and one.number == results.best.number else ""
         table.add_row(f"{one.number}{mark}", str(one.sparsity), *figures, ms_text(one.predicted_ms), measured)
-    # A terminal may wrap a line; no width is a reason to cut a configuration short.
-    width = Measurement.get(console, console.options.update(width=1000), table).maximum
-    console.print(table, width=width, crop=False)
+    print_whole(table)
     images = results.images_confirm if confirmed else results.images_search
     rest = "; rows without figures were not chosen to be confirmed" if confirmed and not _all_confirmed(results) else ""
     console.print(f"accuracy on {'all images' if images is None else f'{images} images'}{rest}")

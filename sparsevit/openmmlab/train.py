@@ -21,7 +21,7 @@ from torch import nn
 
 from sparsevit.console import console, progress
 from sparsevit.errors import UserError
-from sparsevit.openmmlab.config import build_model, load_weights
+from sparsevit.openmmlab.config import build_model, first_line, load_weights
 from sparsevit.openmmlab.datasets import training_dataset
 from sparsevit.openmmlab.evaluation import DetectorEvaluation
 from sparsevit.openmmlab.hooks import (
@@ -68,21 +68,34 @@ def train(config: Any, work_dir: Path, *, seed: int = 0, device: str | None = No
     loader = _loader(dataset, config, rank, ranks, place, seed)
     autocast = getattr(torch, config.autocast) if config.get("autocast") and place.type == "cuda" else None
     wrapped: nn.Module = (ManyRanks if ranks > 1 else OneDevice)(model, place, autocast)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    if rank == 0:
-        _write_config(config, work_dir / "config.py")
     with ExitStack() as stack:
+        runner = _runner(config, wrapped, seed)
+        runner.register_hook(ShowProgress(title, stack))
+        work_dir.mkdir(parents=True, exist_ok=True)
+        runner.work_dir = str(work_dir)
+        if rank == 0:
+            _write_config(config, work_dir / "config.py")
+            stack.enter_context(_logging_to(work_dir / "training.log", runner.logger))
+        if done:
+            console.print(f"resuming from {done[-1]}", markup=False)
+            runner.resume(str(done[-1]), map_location="cpu")
+        runner.run([loader], [("train", 1)])
+    if ranks > 1:
+        torch.distributed.barrier()  # the last checkpoint is written
+    return checkpoints(work_dir)[-1]
+
+
+def _runner(config: Any, model: nn.Module, seed: int) -> Any:
+    """mmcv's runner with all hooks but the progress bar, still without a folder to write to."""
+    # Not a registered logger: its handlers end with the run, and the terminal has the progress bar.
+    logger = logging.Logger("sparsevit.training", logging.INFO)
+    logger.addHandler(logging.NullHandler())
+    saving = config.get("checkpoint_config") or {}
+    try:
+        optimizer = build_optimizer(model, config.optimizer)
         runner = build_runner(
-            config.runner,
-            default_args=dict(
-                model=wrapped,
-                optimizer=build_optimizer(wrapped, config.optimizer),
-                work_dir=str(work_dir),
-                logger=stack.enter_context(_file_logger(work_dir, rank)),
-                meta={},
-            ),
+            config.runner, default_args=dict(model=model, optimizer=optimizer, logger=logger, meta={})
         )
-        runner.timestamp = "training"  # names mmcv's log, training.log.json; a resumed run goes on with the same
         runner.register_training_hooks(
             config.get("lr_config"),
             config.get("optimizer_config") or {},
@@ -92,21 +105,18 @@ def train(config: Any, work_dir: Path, *, seed: int = 0, device: str | None = No
         )
         runner.register_hook(DistSamplerSeedHook())
         runner.register_hook(SeedEpochs(seed))
-        runner.register_hook(ShowProgress(title, stack))
-        saving = config.get("checkpoint_config") or {}
         runner.register_hook(
             SaveCheckpoints(saving.get("interval", 1), saving.get("max_keep_ckpts", 2)), priority="LOW"
         )
-        evaluation = config.get("evaluate_sparsities")
-        if evaluation:
-            runner.register_hook(EvaluateSparsities(**{"dataset": config.data.val, **evaluation}), priority="LOW")
-        if done:
-            console.print(f"resuming from {done[-1]}", markup=False)
-            runner.resume(str(done[-1]), map_location="cpu")
-        runner.run([loader], [("train", 1)])
-    if ranks > 1:
-        torch.distributed.barrier()  # the last checkpoint is written
-    return checkpoints(work_dir)[-1]
+        if config.get("evaluate_sparsities"):
+            validation = EvaluateSparsities(**{"dataset": config.data.get("val"), **config.evaluate_sparsities})
+            runner.register_hook(validation, priority="LOW")
+    except UserError:
+        raise
+    except Exception as error:  # whatever mmcv's and torch's classes make of a wrong argument
+        raise UserError(f"cannot train what the config describes: {first_line(error)}") from error
+    runner.timestamp = "training"  # names mmcv's log, training.log.json; a resumed run goes on with the same
+    return runner
 
 
 def check_work_dir(work_dir: Path) -> None:
@@ -200,13 +210,12 @@ def _loader(dataset: Any, config: Any, rank: int, ranks: int, device: torch.devi
 
 
 @contextmanager
-def _file_logger(work_dir: Path, rank: int) -> Iterator[logging.Logger]:
-    """The runner's log goes to a file; the terminal has the progress bar."""
-    logger = logging.Logger("sparsevit.training", logging.INFO if rank == 0 else logging.ERROR)
-    handler = logging.FileHandler(work_dir / "training.log") if rank == 0 else logging.StreamHandler()
+def _logging_to(path: Path, logger: logging.Logger) -> Iterator[None]:
+    handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.addHandler(handler)
     try:
-        yield logger
+        yield
     finally:
+        logger.removeHandler(handler)
         handler.close()

@@ -135,20 +135,43 @@ def detector(tiny: Callable[..., Path]) -> tuple[nn.Module, Any]:
     return model, config
 
 
-def test_batches_and_repetition_change_nothing(detector: tuple[nn.Module, Any]) -> None:
+def test_batches_and_repetition_change_nothing(
+    detector: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from sparsevit.openmmlab.evaluation import DetectorEvaluation
 
     model, config = detector
+    model.train()
     steps: list[int] = []
+    judged: list[list[Any]] = []
+    original = DetectorEvaluation._judge
+
+    def judge(self: DetectorEvaluation, results: list[Any]) -> dict[str, float]:
+        judged.append(results)
+        return original(self, results)
+
+    monkeypatch.setattr(DetectorEvaluation, "_judge", judge)
+
+    def step(advance: int, note: str = "") -> None:
+        steps.append(advance)
+
     alone = DetectorEvaluation.of_dataset(config.data.test)
-    once = alone.metrics(model, step=lambda advance, note="": steps.append(advance))
+    once = alone.metrics(model, step=step)
     assert steps == [1, 1, 1, 1]
+    assert model.training is False
     assert alone.metrics(model) == once
     steps.clear()
     batched = DetectorEvaluation.of_dataset(config.data.test, batch=3)
-    assert batched.metrics(model, step=lambda advance, note="": steps.append(advance)) == pytest.approx(once, abs=1e-6)
+    assert batched.metrics(model, step=step) == pytest.approx(once, abs=1e-6)
     assert steps == [3, 1]
-    assert model.training is False
+    for (boxes, masks), (boxes_again, masks_again), (boxes_batched, masks_batched) in zip(*judged, strict=True):
+        assert sum(map(len, boxes)) == 10
+        for label in range(10):
+            np.testing.assert_array_equal(boxes_again[label], boxes[label])
+            np.testing.assert_allclose(boxes_batched[label], boxes[label], atol=1e-3, rtol=1e-5)
+            assert all(map(np.array_equal, masks_again[label], masks[label]))
+            differing = [np.mean(one != other) for one, other in zip(masks_batched[label], masks[label], strict=True)]
+            assert all(share < 0.01 for share in differing)
 
 
 def test_the_first_images_are_judged(evaluation: Any, detector: tuple[nn.Module, Any]) -> None:

@@ -40,11 +40,17 @@ CANDIDATES = 24  # places tried for each digit before it is left out
 
 @dataclass(frozen=True)
 class Crowd:
-    """How much a scene holds: fewest and most digits, and the largest one as a share of the canvas's smaller side."""
+    """How much a scene holds, and where.
+
+    fewest, most: number of digits.
+    largest: side of the largest digit, as a share of the canvas's smaller side.
+    spread: they lie together in a part of the canvas this share of it high and wide; 1 is anywhere.
+    """
 
     fewest: int = 3
     most: int = 8
     largest: float = 0.22
+    spread: float = 0.5
 
     def __post_init__(self) -> None:
         if not (0 <= self.fewest <= self.most and self.most >= 1):
@@ -52,6 +58,11 @@ class Crowd:
         if not 0 < self.largest <= 0.9:
             raise UserError(
                 f"the largest digit's share of the canvas is {self.largest}, but must lie in 0 < share <= 0.9"
+            )
+        if not self.largest * 1.1 <= self.spread <= 1:
+            raise UserError(
+                f"digits spread over {self.spread} of the canvas: at most 1, and at least {self.largest * 1.1:.2g} to hold "
+                f"the largest"
             )
 
 
@@ -172,9 +183,11 @@ def _draw_chunk(split: str, seed: int, number: int, size: tuple[int, int], crowd
     centres = np.zeros((*shape, 2))
     placed = np.zeros(shape, bool)
     extent = np.array([width, height])
+    room = extent * crowd.spread
+    corner = rng.random((CHUNK, 1, 2)) * (extent - room)
     for place in range(crowd.most):
         margin = sides[:, None, place, None] * 0.55
-        candidates = margin + rng.random((CHUNK, CANDIDATES, 2)) * (extent - 2 * margin)
+        candidates = corner + margin + rng.random((CHUNK, CANDIDATES, 2)) * (room - 2 * margin)
         gap = np.abs(candidates[:, :, None] - centres[:, None, :place]).max(axis=-1)
         needed = 0.5 * (sides[:, None, place, None] + sides[:, None, :place])
         free = ((gap >= needed) | ~placed[:, None, :place]).all(axis=-1)

@@ -57,7 +57,7 @@ class DigitsStream:
     Args:
         images: images in an epoch, over all ranks.
         size: height and width in pixels.
-        crowd: fewest and most digits of an image, and the largest one as a share of its smaller side.
+        crowd: fewest and most digits of an image, size of the largest, and how far they spread; see `digits.Crowd`.
         mean, std: per channel (RGB, 0 to 255), as in the test pipeline.
     """
 
@@ -69,7 +69,7 @@ class DigitsStream:
         images: int,
         size: tuple[int, int] = (448, 448),
         seed: int = 1,
-        crowd: tuple[int, int, float] = (3, 8, 0.22),
+        crowd: tuple[int, int, float, float] = (3, 8, 0.22, 0.5),
         mean: tuple[float, ...] = (123.675, 116.28, 103.53),
         std: tuple[float, ...] = (58.395, 57.12, 57.375),
     ) -> None:

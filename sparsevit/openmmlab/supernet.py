@@ -1,4 +1,4 @@
-"""Trains the built-in supernet: dense, then Sparsity-Aware Adaptation in two stages, then its model card.
+"""Trains the built-in supernet: dense, Sparsity-Aware Adaptation in two stages, their average, then its model card.
 
 `make supernet` runs it. Each stage resumes where it stopped. Under torchrun all stages use all ranks.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from sparsevit.console import console, progress
-from sparsevit.openmmlab.config import build_model, load_config, load_weights, options_of
+from sparsevit.openmmlab.config import build_model, load_config, load_weights, options_of, read_weights
 from sparsevit.openmmlab.evaluation import DetectorEvaluation
 from sparsevit.openmmlab.hooks import backbone_of
 from sparsevit.openmmlab.parallel import init_ranks, leave_ranks, on_first_rank, own_device
@@ -27,6 +27,8 @@ from sparsevit.openmmlab.train import train
 from sparsevit.sparsity import Sparsity, SparsitySpace
 
 STAGES = ("dense", "saa", "saa_high")  # each a config of that name, starting from the weights of the one before
+LAST_SHARE = 0.3  # of the last stage's weights in the average with those of the stage before
+SUPERNET = "supernet.safetensors"
 FIXED = {"dense": "dense", "uniform 30 %": "0.3", "uniform 60 %": "0.6"}
 
 
@@ -45,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cfg-options", nargs="*", default=[], help="key=value set in every config")
     parser.add_argument("--device", default=None)
     given = parser.parse_args(arguments)
+    if given.device is None and not torch.cuda.is_available():
+        parser.error("training the supernet needs a GPU; to try it small on the CPU: --device cpu with --cfg-options")
     options = options_of(given.cfg_options)
     work: Path = given.work_dir
     weights: Path | None = given.from_weights
@@ -58,6 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             on_first_rank(partial(pack, config, last, packed))
         if packed.is_file():
             weights = packed
+    if STAGES[-1] in given.stages:
+        before, last_stage = (work / f"{stage}.safetensors" for stage in STAGES[-2:])
+        first = before if before.is_file() else given.from_weights
+        on_first_rank(partial(average, first, last_stage, LAST_SHARE, work / SUPERNET))
+    if (work / SUPERNET).is_file():
+        weights = work / SUPERNET
     if "card" in given.stages:
         config = load_config(f"{given.config_dir}/supernet.py", options)
         if weights is None:
@@ -82,6 +92,17 @@ def pack(config: Any, checkpoint: Path, target: Path) -> None:
     }
     temporary = target.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"config": "digits/supernet.py"})
+    os.replace(temporary, target)
+
+
+def average(first: Path, second: Path, share: float, target: Path) -> None:
+    """Weights between those of two files, `share` of the way from the first to the second, as float16 safetensors."""
+    from safetensors.torch import save_file
+
+    weights, others = read_weights(first), read_weights(second)
+    mixed = {key: torch.lerp(value.float(), others[key].float(), share).half() for key, value in weights.items()}
+    temporary = target.with_suffix(".tmp")
+    save_file(mixed, temporary, metadata={"config": "digits/supernet.py"})
     os.replace(temporary, target)
 
 

@@ -57,7 +57,7 @@ def test_splits_share_no_scan_and_no_part_of_a_photograph() -> None:
     assert np.array_equal(np.round(side_by_side * 255), whole)
 
 
-@pytest.mark.parametrize("crowd", [Crowd(), Crowd(0, 1, 0.3), Crowd(5, 12, 0.9)])
+@pytest.mark.parametrize("crowd", [Crowd(), Crowd(0, 1, 0.3), Crowd(5, 12, 0.9, 1.0)])
 def test_pictures_keep_within_limits_and_boxes_are_tight(crowd: Crowd) -> None:
     scenes = draw_scenes("train", 0, 0, 12, SIZE, crowd)
     rendered = render("train", scenes, SIZE)
@@ -79,6 +79,14 @@ def test_a_roomy_canvas_holds_as_many_digits_as_the_crowd_says() -> None:
     scenes = draw_scenes("val", 0, 0, 64, (800, 800), Crowd(3, 5, 0.1))
     counts = (scenes.labels >= 0).sum(axis=1)
     assert set(counts.tolist()) == {3, 4, 5}
+
+
+@pytest.mark.parametrize("spread", [0.4, 0.7, 1.0])
+def test_digits_keep_together(spread: float) -> None:
+    scenes = draw_scenes("train", 0, 0, 64, SIZE, Crowd(4, 6, 0.2, spread))
+    for scene in range(len(scenes)):
+        places = scenes.centres[scene][scenes.labels[scene] >= 0]
+        assert (np.ptp(places, axis=0) <= spread * np.array(SIZE[::-1])).all()
 
 
 def test_labels_are_the_classes_of_the_scans_that_are_drawn() -> None:
@@ -130,7 +138,9 @@ def test_the_size_that_a_refusal_names_works() -> None:
     assert len(draw_scenes("val", 0, 0, 1, (119, 119))) == 1
 
 
-@pytest.mark.parametrize("limits", [(5, 3, 0.2), (-1, 3, 0.2), (0, 0, 0.2), (1, 2, 0.0), (1, 2, 1.0)])
+@pytest.mark.parametrize(
+    "limits", [(5, 3, 0.2), (-1, 3, 0.2), (0, 0, 0.2), (1, 2, 0.0), (1, 2, 1.0), (1, 2, 0.3, 0.3), (1, 2, 0.3, 1.1)]
+)
 def test_impossible_crowds(limits: tuple[int, int, float]) -> None:
-    with pytest.raises(UserError, match=r"must lie|cannot hold"):
+    with pytest.raises(UserError, match=r"must lie|cannot hold|spread over"):
         Crowd(*limits)

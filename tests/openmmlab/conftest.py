@@ -47,7 +47,7 @@ test_pipeline = [
 digits = dict(images=4, size=size, folder={folder!r}, pipeline=test_pipeline)
 data = dict(
     samples_per_gpu=2,
-    train=dict(images=4, size=size, crowd=(1, 3, 0.4)),
+    train=dict(images=4, size=size, crowd=(1, 3, 0.4, 1.0)),
     val=digits,
     test=digits,
 )

@@ -43,9 +43,7 @@ model = dict(
             fc_out_channels=160,
             roi_feat_size=7,
             num_classes=classes,
-            bbox_coder=dict(
-                type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2]
-            ),
+            bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2]),
             reg_class_agnostic=True,
             loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
             loss_bbox=dict(type="L1Loss", loss_weight=1.0),
@@ -116,9 +114,7 @@ data = dict(
     test=dict(type="DigitsDataset", split="val", images=500, size=size, pipeline=test_pipeline),
 )
 
-evaluate_sparsities = dict(
-    interval=1, images=100, sparsities={"dense": None, "30%": 0.3, "60%": 0.6}
-)
+evaluate_sparsities = dict(interval=1, images=100, sparsities={"dense": None, "30%": 0.3, "60%": 0.6})
 optimizer = dict(
     type="AdamW",
     lr=1e-3,
@@ -131,7 +127,9 @@ optimizer = dict(
     ),
 )
 optimizer_config = dict(grad_clip=dict(max_norm=3.0))
-lr_config = dict(policy="CosineAnnealing", by_epoch=False, min_lr_ratio=0.01, warmup="linear", warmup_iters=300, warmup_ratio=0.01)
+lr_config = dict(
+    policy="CosineAnnealing", by_epoch=False, min_lr_ratio=0.01, warmup="linear", warmup_iters=300, warmup_ratio=0.01
+)
 runner = dict(type="EpochBasedRunner", max_epochs=10)
 checkpoint_config = dict(interval=1, max_keep_ckpts=2)
 log_config = dict(interval=20, hooks=[dict(type="TextLoggerHook")])

@@ -61,8 +61,8 @@ class Crowd:
             )
         if not self.largest * 1.1 <= self.spread <= 1:
             raise UserError(
-                f"digits spread over {self.spread} of the canvas: at most 1, and at least {self.largest * 1.1:.2g} to hold "
-                f"the largest"
+                f"digits spread over {self.spread} of the canvas: at most 1, and at least {self.largest * 1.1:.2g}, "
+                f"or the largest has no room"
             )
 
 

@@ -10,10 +10,10 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -51,32 +51,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("training the supernet needs a GPU; to try it small on the CPU: --device cpu with --cfg-options")
     options = options_of(given.cfg_options)
     work: Path = given.work_dir
-    weights: Path | None = given.from_weights
-    rank, _ = init_ranks()
+    init_ranks()
+    weights = _train_stages(given, options)
+    if "card" in given.stages:
+        if weights is None:
+            parser.error("no weights to judge: train a stage, or give --from-weights")
+        config = load_config(f"{given.config_dir}/supernet.py", options)
+        figures = judge(config, weights, device=given.device, count=given.random)
+        shown = {name: figures[name] for name in (*FIXED, "random mean") if name in figures}
+        on_first_rank(partial(_write, work / "card.json", json.dumps(figures, indent=1)))
+        console.print(json.dumps(shown, indent=1))
+    leave_ranks()
+
+
+def _train_stages(given: argparse.Namespace, options: Mapping[str, Any]) -> Path | None:
+    """Train the stages that were asked for, and return the newest weights: those, or what earlier calls left."""
+    work, weights = given.work_dir, given.from_weights
     for stage in STAGES:
-        packed = work / f"{stage}.safetensors"
+        before, packed = weights, work / f"{stage}.safetensors"
         if stage in given.stages:
-            start = {"load_from": str(weights)} if weights else {}
+            start = {"load_from": str(before)} if before else {}
             config = load_config(f"{given.config_dir}/{stage}.py", {**start, **options})
             last = train(config, work / stage, device=given.device, title=f"training, stage {stage}")
             on_first_rank(partial(pack, config, last, packed))
-        if packed.is_file():
             weights = packed
-    if STAGES[-1] in given.stages:
-        before, last_stage = (work / f"{stage}.safetensors" for stage in STAGES[-2:])
-        first = before if before.is_file() else given.from_weights
-        on_first_rank(partial(average, first, last_stage, LAST_SHARE, work / SUPERNET))
-    if (work / SUPERNET).is_file():
-        weights = work / SUPERNET
-    if "card" in given.stages:
-        config = load_config(f"{given.config_dir}/supernet.py", options)
-        if weights is None:
-            parser.error("no weights to judge: train a stage, or give --from-weights")
-        figures = judge(config, weights, device=given.device, count=given.random)
-        if rank == 0:
-            _write(work / "card.json", json.dumps(figures, indent=1))
-            console.print(json.dumps({name: figures[name] for name in (*FIXED, "random mean")}, indent=1))
-    leave_ranks()
+        elif packed.is_file() and given.from_weights is None:
+            weights = packed
+        if stage == STAGES[-1] and weights == packed and before is not None:
+            on_first_rank(partial(average, before, packed, LAST_SHARE, work / SUPERNET))
+            weights = work / SUPERNET
+    return cast("Path | None", weights)
 
 
 def pack(config: Any, checkpoint: Path, target: Path) -> None:

@@ -58,6 +58,12 @@ def test_the_whole_path_and_again(stages: Path, capsys: pytest.CaptureFixture[st
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
+    # The supernet lies between the last two stages.
+    first, supernet = read_weights(Path("out/saa.safetensors")), read_weights(Path("out/supernet.safetensors"))
+    for key, value in supernet.items():
+        between = torch.lerp(first[key].float(), after[key].float(), 0.3)
+        torch.testing.assert_close(value.float(), between, rtol=1e-3, atol=1e-6)
+
     with safe_open("out/saa_high.safetensors", "pt") as packed:
         keys = list(packed.keys())
         assert packed.metadata() == {"config": "digits/supernet.py"}

@@ -14,7 +14,7 @@ from sparsevit.sparsity import Sparsity
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from sparsevit.search.evaluator import SparseBackbone
+    from sparsevit.model.protocol import SparseBackbone
 
 Call = Callable[[], object]
 Prepare = Callable[[Sparsity], Call]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sparsevit.console import Step
-    from sparsevit.search.evaluator import SparseBackbone
+    from sparsevit.model.protocol import SparseBackbone
 
 __all__ = ["PROGRESS", "HeldOut", "LatencyError", "LatencyModel", "fit"]
 

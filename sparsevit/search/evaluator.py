@@ -6,29 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import nn
 
 from sparsevit.console import Step
 from sparsevit.sparsity import Sparsity
-
-
-class SparseBackbone(Protocol):
-    """A backbone with a settable sparsity, as `sparsevit.model.SparseSwin` is. It is an `nn.Module` in eval mode."""
-
-    depths: tuple[int, ...]
-    window_size: int
-    patch_size: int
-    sparsity: Sparsity
-
-    def __call__(self, images: Tensor) -> Sequence[Tensor]:
-        """Feature maps of images of shape `(B, 3, H, W)`."""
 
 
 class Evaluator(Protocol):
     """A supernet that can be timed and judged under any sparsity."""
 
     def backbone(self) -> nn.Module:
-        """The part whose latency is searched for; a `SparseBackbone`."""
+        """The part whose latency is searched for; a `sparsevit.model.protocol.SparseBackbone`."""
 
     def accuracy(
         self, sparsity: Sparsity, *, images: int | None = None, step: Step | None = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sparsevit.errors import UserError
 from sparsevit.latency.target import Target, environment
-from sparsevit.search.evaluator import Evaluator, Identified, SparseBackbone
+from sparsevit.search.evaluator import Evaluator, Identified
 from sparsevit.search.ledger import Subject, digest
 from sparsevit.search.spec import StudySpec, SupernetSpec
 from sparsevit.search.spec_errors import nearest
@@ -21,6 +21,8 @@ from sparsevit.sparsity import SparsitySpace, windows_per_stage
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from sparsevit.model.protocol import SparseBackbone
 
 _FROM_TARGET = ("device", "dtype")
 

@@ -100,9 +100,21 @@ def imports(load: Callable[[str], object] = import_module) -> list[Finding]:
         except Exception as error:  # whatever a broken package raises is what is to be shown
             reason = " ".join(str(error).split())
             return [Finding(f"import {name}", State.WRONG, f"{type(error).__name__}: {reason}", cure)]
+    return [operators()]
+
+
+def operators() -> Finding:
+    """Where mmcv's operators come from; a warning where there is a GPU that they do not run on."""
+    import torch
+
     from sparsevit.openmmlab.ops import ops_in_use
 
-    return [Finding("operators", State.OK, ops_in_use())]
+    used = ops_in_use()
+    if used.on_gpu or not torch.cuda.is_available():
+        return Finding("operators", State.OK, used.source)
+    build = install("--no-build-isolation", "--no-cache-dir", "--force-reinstall", "--no-deps", f"mmcv-full=={MMCV}")
+    detail = f"{used.source}, so that detectors fail on this GPU"
+    return Finding("operators", State.WARNING, detail, f"FORCE_CUDA=1 MMCV_WITH_OPS=1 {build}")
 
 
 def _pip() -> str:

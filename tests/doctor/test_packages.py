@@ -83,6 +83,24 @@ def test_the_first_broken_import_is_shown_with_its_reason():
     assert found.cure.endswith("opencv-python-headless")
 
 
+@pytest.mark.parametrize(
+    ("on_gpu", "gpu", "state"),
+    [(True, True, "ok"), (True, False, "ok"), (False, False, "ok"), (False, True, "warning")],
+)
+def test_operators_that_do_not_run_on_the_gpu_that_is_there(monkeypatch, on_gpu, gpu, state):
+    pytest.importorskip("mmdet")
+    import torch
+
+    from sparsevit.openmmlab import ops
+
+    monkeypatch.setattr(ops, "ops_in_use", lambda: ops.Operators("compiled somehow", on_gpu))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    found = packages.operators()
+    assert (found.name, found.state) == ("operators", state)
+    assert found.detail.startswith("compiled somehow")
+    assert ("FORCE_CUDA=1" in found.cure) is (state == "warning")
+
+
 def test_pip_is_that_of_the_running_python(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "my env" / "bin" / "python"))
     monkeypatch.chdir(tmp_path)

@@ -105,23 +105,55 @@ def test_roi_align_of_half_precision_features_keeps_the_boxes_exact() -> None:
     torch.testing.assert_close(pooled.float(), align(features.bfloat16().float(), rois), atol=4e-3, rtol=0)
 
 
-@pytest.mark.skipif(ops.ops_in_use() != "torchvision (nms, roi_align)", reason="compiled operators are in use")
+def test_focal_loss_equals_mmdets_own_forward_and_backward() -> None:
+    from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
+
+    torch.manual_seed(0)
+    logits, labels = torch.randn(30, 5) * 4, torch.arange(30) % 6  # the last label is the background
+    target = torch.nn.functional.one_hot(labels, 6)[:, :5]
+    expected = logits.clone().requires_grad_()
+    loss = py_sigmoid_focal_loss(expected, target, gamma=1.5, alpha=0.3, reduction="none")
+    (gradient,) = torch.autograd.grad(loss.sum(), expected)
+    served, served_gradient = torch.empty_like(logits), torch.empty_like(logits)
+    ops.sigmoid_focal_loss_forward(logits, labels, logits.new_empty(0), served, gamma=1.5, alpha=0.3)
+    ops.sigmoid_focal_loss_backward(logits, labels, logits.new_empty(0), served_gradient, gamma=1.5, alpha=0.3)
+    torch.testing.assert_close(served, loss.detach())
+    torch.testing.assert_close(served_gradient, gradient)
+    labels, of_class = labels % 5, torch.arange(5) + 1.0
+    unweighted = torch.empty_like(logits)
+    ops.sigmoid_focal_loss_forward(logits, labels, logits.new_empty(0), unweighted, gamma=1.5, alpha=0.3)
+    ops.sigmoid_focal_loss_forward(logits, labels, of_class, served, gamma=1.5, alpha=0.3)
+    torch.testing.assert_close(served, unweighted * of_class[labels].unsqueeze(1))
+
+
+@pytest.mark.skipif("mmcv-full" in ops.ops_in_use().source, reason="compiled operators are in use")
 def test_a_missing_operator_names_itself_and_the_cure() -> None:
     from mmcv.ops import deform_conv2d
 
-    with pytest.raises(UserError, match=r"'deform_conv_forward'.*pip install mmcv-full==1\.7\.2") as error:
+    with pytest.raises(UserError, match=r"'deform_conv_forward'.*pip install .*mmcv-full==1\.7\.2") as error:
         deform_conv2d(torch.rand(1, 1, 4, 4), torch.zeros(1, 2, 4, 4), torch.rand(1, 1, 1, 1))
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="pool_mode='max'"):
         RoIAlign(2, pool_mode="max")(torch.rand(1, 1, 4, 4), torch.tensor([[0, 0.0, 0.0, 2.0, 2.0]]))
 
 
-def test_a_compiled_extension_is_left_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cuda", "source", "on_gpu"),
+    [("13.0", "mmcv-full, compiled for CUDA 13.0", True), ("not available", "mmcv-full, compiled for the CPU", False)],
+)
+def test_a_compiled_extension_is_left_in_use(
+    monkeypatch: pytest.MonkeyPatch, cuda: str, source: str, on_gpu: bool
+) -> None:
+    import mmcv.ops
+
     monkeypatch.delitem(sys.modules, "mmcv._ext")
     monkeypatch.setattr(ops, "_compiled", lambda: True)
+    monkeypatch.setattr(mmcv.ops, "get_compiling_cuda_version", lambda: cuda)
     ops.serve_with_torchvision()
     assert "mmcv._ext" not in sys.modules
-    assert ops.ops_in_use() == "mmcv-full, compiled"
+    used = ops.ops_in_use()
+    assert used.source.startswith(source)
+    assert used.on_gpu is on_gpu
 
 
 def test_prepare_twice_changes_nothing() -> None:

@@ -1,0 +1,2 @@
+# Mask R-CNN, Swin-B, COCO: the adapted detector as a search uses it, and as an exported config finetunes it.
+_base_ = "mask_rcnn_swin_b_dense.py"

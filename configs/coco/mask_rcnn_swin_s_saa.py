@@ -1,0 +1,17 @@
+# Mask R-CNN, Swin-S, COCO: Sparsity-Aware Adaptation of the dense detector's weights.
+#   sparsevit adapt CONFIG DENSE_CHECKPOINT
+_base_ = "mask_rcnn_swin_s_dense.py"
+
+random_sample = True  # a fresh sparsity each iteration; validation has those below
+optimizer = dict(lr=1e-5)
+lr_config = dict(step=[8, 11])
+runner = dict(max_epochs=12)
+evaluate_sparsities = dict(
+    interval=4,
+    sparsities={
+        "dense": None,
+        "cfg1": [[0.3], [0], [0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2], [0]],
+        "cfg2": [[0.6], [0], [0.2, 0.2, 0.2, 0.4, 0.4, 0.4, 0.5, 0.5, 0.5], [0]],
+        "cfg3": [[0.7], [0], [0.2, 0.2, 0.2, 0.4, 0.4, 0.4, 0.5, 0.5, 0.5], [0]],
+    },
+)

@@ -8,7 +8,12 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 from hypothesis import settings
+
+# Without a GPU Triton's kernels are interpreted. Read when Triton is first imported, which importing torch does not do.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Time says nothing on a busy machine. Derandomised, the same examples are drawn every time.
 settings.register_profile("sparsevit", deadline=None, derandomize=True, max_examples=50)
@@ -16,11 +21,8 @@ settings.load_profile("sparsevit")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if not on_gpu:
+    if torch.cuda.is_available():
         return
-    import torch
-
-    if not torch.cuda.is_available():
-        for item in on_gpu:
+    for item in items:
+        if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))

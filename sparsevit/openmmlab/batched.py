@@ -1,14 +1,48 @@
 """Assigning and sampling boxes for a whole batch at once: fixed shapes, no loop over images, no wait for the device.
 
-B images, N boxes to judge, G true boxes of an image (padded), S samples of an image.
+B images, N boxes to judge, G true boxes of an image (padded), S samples of an image, P proposals of an image (padded).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_AT_ONCE = 2**25
+"""Pairs of boxes compared at once: bounds memory where an image of a large batch holds very many true boxes."""
+
+
+@dataclass(frozen=True)
+class Proposals(Sequence[Tensor]):
+    """Proposals of a batch, padded to one number. As a sequence it is what mmdet's heads expect: `(n, 5)` per image.
+
+    Attributes:
+        boxes: `(B, P, 4)`, best first.
+        scores: `(B, P)`.
+        present: which are real, `(B, P)`.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    present: Tensor
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, image: int) -> Tensor:  # type: ignore[override]  # no slices: nobody takes them
+        kept = self.present[image]
+        return torch.cat([self.boxes[image][kept], self.scores[image][kept, None]], dim=1)
+
+    @classmethod
+    def of(cls, proposals: Sequence[Tensor]) -> Proposals:
+        """The same for proposals that are given image by image."""
+        if isinstance(proposals, Proposals):
+            return proposals
+        boxes, present = pad_boxes(proposals)
+        return cls(boxes, torch.ones_like(boxes[..., 0]), present)
 
 
 def pad_boxes(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -21,17 +55,32 @@ def pad_boxes(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return padded, torch.arange(most, device=padded.device) < counts[:, None]
 
 
+def pad_labels(labels: Sequence[Tensor], width: int, background: int) -> Tensor:
+    """Labels of each image as `(B, width)`, filled up with the background's."""
+    padded = labels[0].new_full((len(labels), width), background)
+    for image, each in zip(padded, labels, strict=True):
+        image[: len(each)] = each
+    return padded
+
+
 def pairwise_iou(boxes: Tensor, truth: Tensor) -> Tensor:
     """Intersection over union, `(B, N, 4)` with `(B, G, 4)` to `(B, N, G)`."""
-    low = torch.maximum(boxes[:, :, None, :2], truth[:, None, :, :2])
-    high = torch.minimum(boxes[:, :, None, 2:], truth[:, None, :, 2:])
-    shared = (high - low).clamp(min=0).prod(dim=-1)
-    areas = [(each[..., 2:] - each[..., :2]).clamp(min=0).prod(dim=-1) for each in (boxes, truth)]
-    return shared / (areas[0][:, :, None] + areas[1][:, None] - shared).clamp(min=1e-6)
+    a, b = boxes[:, :, None], truth[:, None]
+    shared = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp_(min=0)
+    shared *= (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp_(min=0)
+    areas = [(each[..., 2:] - each[..., :2]).clamp(min=0).prod(dim=-1) for each in (a, b)]
+    return shared / (areas[0] + areas[1] - shared).clamp_(min=1e-6)
 
 
 def assign(
-    boxes: Tensor, truth: Tensor, real: Tensor, *, positive: float, negative: float, low_quality: float | None
+    boxes: Tensor,
+    truth: Tensor,
+    real: Tensor,
+    *,
+    positive: float,
+    negative: float,
+    low_quality: float | None,
+    among: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """mmdet's `MaxIoUAssigner` for a batch.
 
@@ -39,22 +88,37 @@ def assign(
         boxes, truth, real: `(B, N, 4)`, `(B, G, 4)`, `(B, G)`.
         positive, negative: IoU from which a box is positive, and below which it is negative.
         low_quality: a true box also takes the boxes that fit it best, if their IoU is at least this; None: never.
+        among: which boxes take part, `(B, N)`; the others are neither positive nor negative. None: all.
 
     Returns:
         Index of the true box each box is matched with, `(B, N)`; which are positive; which are negative.
     """
-    iou = pairwise_iou(boxes, truth).masked_fill(~real[:, None], -1.0)
-    best, matched = iou.max(dim=2)
-    is_positive = best >= positive
-    if low_quality is not None:
+    if among is None:
+        among = torch.ones_like(boxes[..., 0], dtype=torch.bool)
+    images = max(1, _AT_ONCE // (boxes.shape[1] * truth.shape[1]))
+    parts = [
+        _assign(boxes[own], truth[own], real[own], among[own], positive, negative, low_quality)
+        for own in (slice(start, start + images) for start in range(0, len(truth), images))
+    ]
+    matched, is_positive, is_negative = (torch.cat(each) for each in zip(*parts, strict=True))
+    return matched, is_positive, is_negative
+
+
+def _assign(
+    boxes: Tensor, truth: Tensor, real: Tensor, among: Tensor, positive: float, negative: float, low: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    iou = pairwise_iou(boxes, truth).masked_fill_(~(real[:, None] & among[:, :, None]), -1.0)
+    best, chosen = iou.max(dim=2)
+    above = best >= positive
+    if low is not None:
         best_of_truth = iou.max(dim=1, keepdim=True).values
-        takes = (iou == best_of_truth) & (best_of_truth >= low_quality)
+        takes = (iou == best_of_truth) & (best_of_truth >= low)
         # As in mmdet, the last of several true boxes that claim a box gets it.
-        order = torch.arange(1, iou.shape[2] + 1, device=iou.device)
+        order = torch.arange(1, iou.shape[2] + 1, device=iou.device, dtype=torch.int32)
         claim, claimed_by = (takes * order).max(dim=2)
-        matched = torch.where(claim > 0, claimed_by, matched)
-        is_positive = is_positive | (claim > 0)
-    return matched, is_positive, (best < negative) & ~is_positive
+        chosen = torch.where(claim > 0, claimed_by, chosen)
+        above = above | (claim > 0)
+    return chosen, above & among, (best < negative) & ~above & among
 
 
 def pick(positive: Tensor, negative: Tensor, count: int, share: float) -> tuple[Tensor, Tensor, Tensor]:

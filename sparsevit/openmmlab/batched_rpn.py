@@ -1,9 +1,9 @@
 """A region proposal head that assigns and samples targets for all images of a batch at once.
 
-mmdet's own does so image by image, with dozens of kernel launches and several waits for the device each; on a small
-model that is most of the time. The rules are the same: `MaxIoUAssigner`, `RandomSampler`, per-level top-k, NMS.
+mmdet's own does so image by image, with dozens of kernel launches and several waits for the device each; that is most
+of the time of an iteration. The rules are the same: `MaxIoUAssigner`, `RandomSampler`, per-level top-k, NMS.
 
-B images, A anchors over all levels, G boxes of an image (padded).
+B images, A anchors over all levels, L levels, N best anchors of a level (padded), G boxes of an image (padded).
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import torch
 from mmdet.models.builder import HEADS
 from mmdet.models.dense_heads import RPNHead
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torch.nn import functional as F
 
-from sparsevit.openmmlab.batched import assign, pad_boxes, pick
+from sparsevit.openmmlab.batched import Proposals, assign, pad_boxes, pick
+from sparsevit.openmmlab.grouped_nms import grouped_nms
 
 
 @HEADS.register_module()
 class BatchedRPNHead(RPNHead):  # type: ignore[misc]  # mmdet is untyped
-    """`RPNHead` for training batches of images of one size; weights and results are interchangeable with mmdet's."""
+    """`RPNHead` for training whole batches; weights and results are interchangeable with mmdet's."""
 
     def loss(
         self,
@@ -43,7 +44,8 @@ class BatchedRPNHead(RPNHead):  # type: ignore[misc]  # mmdet is untyped
             real,
             positive=rules.pos_iou_thr,
             negative=rules.neg_iou_thr,
-            low_quality=rules.min_pos_iou if rules.get("match_low_quality", True) else None,
+            low_quality=rules.get("min_pos_iou", 0.0) if rules.get("match_low_quality", True) else None,
+            among=self._inside(cls_scores, [meta["pad_shape"][:2] for meta in img_metas]),
         )
         count, share = self.train_cfg.sampler.num, self.train_cfg.sampler.pos_fraction
         index, is_positive, used = pick(positive, negative, count, share)
@@ -64,26 +66,32 @@ class BatchedRPNHead(RPNHead):  # type: ignore[misc]  # mmdet is untyped
 
     @torch.no_grad()
     def proposals(
-        self, cls_scores: list[Tensor], bbox_preds: list[Tensor], size: tuple[int, int], cfg: Any
-    ) -> list[Tensor]:
-        """Proposals of each image with their scores, `(n, 5)`, best first."""
-        boxes, scores, levels = [], [], []
-        for level, (anchors, score, delta) in enumerate(
-            zip(self._anchors(cls_scores), cls_scores, bbox_preds, strict=True)
-        ):
+        self, cls_scores: list[Tensor], bbox_preds: list[Tensor], sizes: list[tuple[int, int]], cfg: Any
+    ) -> Proposals:
+        """Proposals of each image, best first.
+
+        Args:
+            sizes: height and width of each image without its padding, in pixels; proposals are clipped to them.
+        """
+        levels = list(zip(self._anchors(cls_scores), cls_scores, bbox_preds, strict=True))
+        most = max(min(cfg.nms_pre, len(anchors)) for anchors, _, _ in levels)
+        boxes, scores = [], []
+        for anchors, score, delta in levels:
             flat = _flat(score.detach(), 1).squeeze(-1).float().sigmoid()
             top, index = flat.topk(min(cfg.nms_pre, flat.shape[1]), dim=1)
             chosen = _flat(delta.detach(), 4).float().gather(1, _four(index))
-            decoded = self.bbox_coder.decode(anchors[index].view(-1, 4), chosen.view(-1, 4), max_shape=size)
-            boxes.append(decoded.view(*index.shape, 4))
-            scores.append(top)
-            levels.append(torch.full_like(index[0], level))
-        all_boxes, all_scores, level_of = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels)
-        found = []
-        for box, score in zip(all_boxes, all_scores, strict=True):
-            kept = batched_nms(box, score, level_of, cfg.nms.iou_threshold)[: cfg.max_per_img]
-            found.append(torch.cat([box[kept], score[kept, None]], dim=1))
-        return found
+            # One level of one image is a group, and all groups are padded to the same number of boxes.
+            boxes.append(F.pad(self._decode(anchors[index], chosen, sizes), (0, 0, 0, most - index.shape[1])))
+            scores.append(F.pad(top, (0, most - index.shape[1]), value=-1.0))
+        all_boxes, all_scores = torch.stack(boxes, 1), torch.stack(scores, 1)
+        present = all_scores >= 0
+        if cfg.get("min_bbox_size", -1) >= 0:
+            present &= ((all_boxes[..., 2:] - all_boxes[..., :2]) > cfg.min_bbox_size).all(dim=-1)
+            all_boxes = torch.where(present[..., None], all_boxes, 0.0)  # without area: suppresses nothing
+        present &= grouped_nms(all_boxes.flatten(0, 1), cfg.nms.iou_threshold).view_as(present)
+        ranked = torch.where(present, all_scores, -1.0).flatten(1)
+        top, index = ranked.topk(min(cfg.max_per_img, ranked.shape[1]), dim=1)
+        return Proposals(all_boxes.flatten(1, 2).gather(1, _four(index)), top, top >= 0)
 
     def forward_train(
         self,
@@ -100,12 +108,40 @@ class BatchedRPNHead(RPNHead):  # type: ignore[misc]  # mmdet is untyped
         losses = self.loss(scores, deltas, gt_bboxes, img_metas)
         if proposal_cfg is None:
             return losses
-        return losses, self.proposals(scores, deltas, img_metas[0]["img_shape"][:2], proposal_cfg)
+        return losses, self.proposals(
+            scores, deltas, [tuple(meta["img_shape"][:2]) for meta in img_metas], proposal_cfg
+        )
 
     def _anchors(self, levels: list[Tensor]) -> list[Tensor]:
         sizes = [level.shape[-2:] for level in levels]
         anchors: list[Tensor] = self.prior_generator.grid_priors(sizes, device=levels[0].device)
         return anchors
+
+    def _inside(self, levels: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor | None:
+        """Which anchors have their centre on the image rather than on what fills the batch up, `(B, A)`; None: all."""
+        flags = []
+        for level, stride, anchors in zip(
+            levels, self.prior_generator.strides, self.prior_generator.num_base_anchors, strict=True
+        ):
+            height, width = level.shape[-2:]
+            rows = torch.tensor([-(-size[0] // stride[1]) for size in sizes])
+            columns = torch.tensor([-(-size[1] // stride[0]) for size in sizes])
+            flag = (torch.arange(height) < rows[:, None])[:, :, None] & (torch.arange(width) < columns[:, None])[
+                :, None
+            ]
+            flags.append(flag.flatten(1).repeat_interleave(anchors, dim=1))
+        inside = torch.cat(flags, dim=1)
+        return None if bool(inside.all()) else inside.to(levels[0].device, non_blocking=True)
+
+    def _decode(self, anchors: Tensor, deltas: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+        """Boxes `(B, n, 4)`, clipped to the images."""
+        same = sizes[0] if len(set(sizes)) == 1 else None
+        flat = self.bbox_coder.decode(anchors.view(-1, 4), deltas.view(-1, 4), max_shape=same)
+        boxes: Tensor = flat.view(anchors.shape)
+        if same is None:
+            limits = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype, device=boxes.device)
+            boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
+        return boxes
 
 
 def _flat(level: Tensor, width: int) -> Tensor:

@@ -18,6 +18,13 @@ class DeviceMasks:
         self.masks = masks
         self.height, self.width = masks.shape[-2:]
 
+    @classmethod
+    def of(cls, masks: Any, device: torch.device) -> DeviceMasks:
+        """The same for mmdet's `BitmapMasks`, or what else offers `to_ndarray`."""
+        if isinstance(masks, DeviceMasks):
+            return masks
+        return cls(torch.from_numpy(masks.to_ndarray()).to(device, non_blocking=True).bool())
+
     def __len__(self) -> int:
         return len(self.masks)
 

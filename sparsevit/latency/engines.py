@@ -1,14 +1,19 @@
-"""A backbone made ready to be timed on a target, and the stopwatch that fits its device."""
+"""The ways a backbone can be run, by name. Each makes the forward pass of any sparsity ready to be called.
+
+An engine is one entry of `ENGINES`; targets, the command line and study files know it by its key.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 from sparsevit.errors import UserError
-from sparsevit.latency.target import Target
 from sparsevit.sparsity import Sparsity
 
 if TYPE_CHECKING:
@@ -16,54 +21,74 @@ if TYPE_CHECKING:
 
     from sparsevit.model.protocol import SparseBackbone
 
-Call = Callable[[], object]
-Prepare = Callable[[Sparsity], Call]
-"""Makes the forward pass of one sparsity ready: what it returns does the pass, and nothing else."""
+__all__ = ["ENGINES", "Call", "Clock", "Engine", "Prepare", "Stopwatch"]
 
-Stopwatch = Callable[[Call], float]
-"""Milliseconds that a call takes on the device."""
+Call = Callable[[], "Sequence[Tensor]"]
+"""Does one forward pass, and returns its feature maps."""
+
+Prepare = Callable[[Sparsity], Call]
+"""Makes the forward pass of one sparsity ready, so that the call does that pass and nothing else."""
+
+Build = Callable[["nn.Module", "Tensor", bool], Prepare]
+"""Makes a backbone ready for images, in inference mode: both are on the device, in the dtype. The backbone is the
+engine's to change. The last argument says whether anyone uses the features; if not, calls may return none."""
+
+Stopwatch = Callable[[Callable[[], object], int], float]
+"""Milliseconds that a call takes on the device, of so many in a row."""
 
 Clock = Callable[[], float]
 """Seconds from a monotonic clock."""
 
-INPUT_SEED = 0
+COMPILERS = ("g++", "clang++", "c++")
+RECOMPILES = 256
+"""Versions of one block's code that torch may keep: stages x (plain, shifted) x (dense, sparse, one window)."""
 
 
-@contextmanager
-def on_target(backbone: nn.Module, target: Target, clock: Clock) -> Iterator[tuple[Prepare, Stopwatch]]:
-    """A copy of `backbone` on the target's device, dtype and threads, with random input; the original stays as it is.
+@dataclass(frozen=True)
+class Engine:
+    """One way to run a backbone.
 
-    The number of threads is put back at the end.
-
-    Args:
-        target: resolved.
-        clock: times calls on a CPU; GPUs have events of their own.
-
-    Raises:
-        UserError: if the GPU's memory does not suffice.
+    Attributes:
+        build: makes it ready.
+        needs_gpu: refuses a CPU.
+        needs_compiler: refuses a machine without a C++ compiler.
+        replays: its launches cost next to nothing, so short calls may be timed several at once.
+        around: entered while a backbone is built and run.
     """
-    import torch
 
-    device, dtype = torch.device(target.device), getattr(torch, target.dtype)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(target.threads)
-    try:
-        with torch.inference_mode(), torch.cuda.device(device) if target.on_gpu else nullcontext():
-            module = copy.deepcopy(backbone).to(device=device, dtype=dtype).eval()
-            generator = torch.Generator().manual_seed(INPUT_SEED)
-            images = torch.randn(target.batch, 3, *target.size, generator=generator).to(device, dtype)
-            engine = _graph if target.engine == "graph" else _eager
-            yield engine(module, images), _cuda_stopwatch if target.on_gpu else _clock_stopwatch(clock)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"no memory left on {target.device} for batch {target.batch} at "
-            f"{target.size[0]}x{target.size[1]}: take a smaller batch or size"
-        ) from error
-    finally:
-        torch.set_num_threads(threads)
+    build: Build
+    needs_gpu: bool = False
+    needs_compiler: bool = False
+    replays: bool = False
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def check_device(self, name: str, device: str) -> None:
+        """Whether the engine runs on a device of this kind at all.
+
+        Raises:
+            UserError: if not.
+        """
+        if self.needs_gpu and device == "cpu":
+            raise UserError(f"engine {name!r} replays CUDA graphs and needs a cuda device: write eager for device cpu")
+
+    def check_machine(self, name: str) -> None:
+        """Whether this machine has what the engine needs besides the device.
+
+        Raises:
+            UserError: if not.
+        """
+        if self.needs_compiler and not _compiler():
+            raise UserError(
+                f"engine {name!r} needs a C++ compiler and there is none: install g++, set CXX, or write eager"
+            )
 
 
-def _eager(module: nn.Module, images: Tensor) -> Prepare:
+def _compiler() -> str | None:
+    named = os.environ.get("CXX")
+    return next((found for one in ([named] if named else COMPILERS) if (found := shutil.which(one))), None)
+
+
+def _eager(module: nn.Module, images: Tensor, _: bool) -> Prepare:
     backbone = cast("SparseBackbone", module)
 
     def prepare(sparsity: Sparsity) -> Call:
@@ -73,50 +98,85 @@ def _eager(module: nn.Module, images: Tensor) -> Prepare:
     return prepare
 
 
-def _graph(module: nn.Module, images: Tensor) -> Prepare:
-    """Replays one CUDA graph per sparsity. They share a memory pool, as one runs at a time and no output is kept."""
+def _compiled(module: nn.Module, images: Tensor, used: bool) -> Prepare:
+    """Compiles the blocks, which are nearly all of the work, with the number of kept windows left open.
+
+    So a new sparsity reuses what was compiled: for each kind of block, one version for all windows, one for any other
+    number of them, and one for a single window, which torch treats apart. Other backbones than ours are compiled whole.
+    """
+    from sparsevit.model.block import SwinBlock
+
+    blocks: list[nn.Module] = [part for part in module.modules() if isinstance(part, SwinBlock)]
+    for block in blocks:
+        block.register_forward_pre_hook(_leave_count_open)
+    for part in blocks or [module]:
+        part.compile()
+    return _eager(module, images, used)
+
+
+def _leave_count_open(_: nn.Module, inputs: tuple[object, ...]) -> None:
+    """Tell the compiler that the number of kept windows varies: `kept`, shape `(B, K)`, a block's last argument."""
     import torch
 
-    pool = torch.cuda.graph_pool_handle()
-    graphs: dict[Sparsity, torch.cuda.CUDAGraph] = {}
-    eager = _eager(module, images)
-
-    def capture(sparsity: Sparsity) -> torch.cuda.CUDAGraph:
-        call = eager(sparsity)
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # fills caches and picks kernels, which a capture must not
-            call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            call()
-        return graph
-
-    def prepare(sparsity: Sparsity) -> Call:
-        if sparsity not in graphs:
-            graphs[sparsity] = capture(sparsity)
-        return graphs[sparsity].replay
-
-    return prepare
+    kept = inputs[-1]
+    if isinstance(kept, torch.Tensor) and kept.shape[1] > 1:
+        torch._dynamo.maybe_mark_dynamic(kept, 1)
 
 
-def _clock_stopwatch(clock: Clock) -> Stopwatch:
-    def stopwatch(call: Call) -> float:
-        start = clock()
-        call()
-        return (clock() - start) * 1000
+def _many_versions() -> AbstractContextManager[object]:
+    import torch._dynamo.config
 
-    return stopwatch
+    patch: AbstractContextManager[object] = torch._dynamo.config.patch(recompile_limit=RECOMPILES)
+    return patch
 
 
-def _cuda_stopwatch(call: Call) -> float:
-    import torch
+def _replayed(build: Build) -> Build:
+    """One CUDA graph per sparsity of what another engine runs. They share a memory pool, as one runs at a time."""
 
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    torch.cuda.synchronize()
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end))
+    def build_graphs(module: nn.Module, images: Tensor, used: bool) -> Prepare:
+        import torch
+
+        pool = torch.cuda.graph_pool_handle()
+        graphs: dict[Sparsity, Call] = {}
+        launched = build(module, images, used)
+
+        def capture(sparsity: Sparsity) -> Call:
+            call = launched(sparsity)
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # fills caches, compiles and picks kernels, which a capture must not
+                call()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                features = tuple(call())
+            if not used:  # the pool has their memory back: hundreds of graphs would not fit otherwise
+                features = ()
+
+            def replay() -> Sequence[Tensor]:
+                graph.replay()
+                return features
+
+            return replay
+
+        def prepare(sparsity: Sparsity) -> Call:
+            if sparsity not in graphs:
+                graphs[sparsity] = capture(sparsity)
+            return graphs[sparsity]
+
+        return prepare
+
+    return build_graphs
+
+
+ENGINES: Mapping[str, Engine] = MappingProxyType(
+    {
+        "eager": Engine(_eager),
+        "compiled": Engine(_compiled, needs_compiler=True, around=_many_versions),
+        "graph": Engine(_replayed(_eager), needs_gpu=True, replays=True),
+        "compiled+graph": Engine(
+            _replayed(_compiled), needs_gpu=True, needs_compiler=True, replays=True, around=_many_versions
+        ),
+    }
+)
+"""Engines by the name that targets know them by."""

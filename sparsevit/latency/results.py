@@ -29,6 +29,21 @@ class Timing(Measured):
 
 
 @dataclass(frozen=True)
+class Survey:
+    """All that one run of measuring told.
+
+    Attributes:
+        timings: of the configurations asked for, in their order.
+        peak_bytes: most memory in tensors at once, weights included, of each; None on a CPU, where nobody counts.
+        notes: what may have spoiled the timings, one sentence each.
+    """
+
+    timings: tuple[Timing, ...]
+    peak_bytes: tuple[int | None, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """One held-out check of the latency model."""
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsevit.errors import UserError
+from sparsevit.latency.engines import ENGINES
 from sparsevit.latency.environment import environment
 
 __all__ = ["DTYPES", "ENGINES", "MIN_SIDE", "SCOPES", "Target", "environment", "parse_size"]
 
 DTYPES = ("float32", "bfloat16", "float16")
-ENGINES = ("eager", "graph")
-SCOPES = ("backbone",)
+SCOPES = ("backbone", "detector")
 MIN_SIDE = 32
 """Smallest image side in pixels: what four stages of a Swin with 4-pixel patches shrink to a single token."""
 
@@ -31,8 +31,9 @@ class Target:
         dtype: one of `DTYPES`.
         batch: images per call; latencies are of the whole batch.
         size: height and width of an image in pixels.
-        engine: `eager`, or `graph` for CUDA-graph replay.
-        scope: `backbone`.
+        engine: one of `ENGINES`: `eager`; `compiled` by torch; `graph`, replay of a CUDA graph; `compiled+graph`.
+        scope: `backbone`, or `detector`: from an image on the device to the boxes and masks of its objects, with the
+            engine running the backbone and the rest as it is.
 
     Raises:
         UserError: if a field has a value that no device could take.
@@ -66,8 +67,7 @@ class Target:
         object.__setattr__(self, "size", tuple(self.size))
         for side in self.size:
             _whole("image side", side, MIN_SIDE, "pixels")
-        if self.engine == "graph" and self.device == "cpu":
-            raise UserError("engine 'graph' replays CUDA graphs and needs a cuda device: write eager for device cpu")
+        ENGINES[self.engine].check_device(self.engine, self.device)
 
     def __str__(self) -> str:
         height, width = self.size
@@ -113,6 +113,7 @@ class Target:
                 raise UserError(
                     f"device {device} is not there: torch sees {count or 'no'} CUDA device(s); write cpu or auto"
                 )
+        ENGINES[self.engine].check_machine(self.engine)
         return replace(target, threads=self.threads or (1 if target.on_gpu else torch.get_num_threads()))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsevit.sparsity import Sparsity
 
@@ -20,3 +20,25 @@ class SparseBackbone(Protocol):
 
     def __call__(self, images: Tensor) -> Sequence[Tensor]:
         """Feature maps of images of shape `(B, 3, H, W)`."""
+
+
+class SparseDetector(Protocol):
+    """A detector around such a backbone, to be timed end to end. It is an `nn.Module` in eval mode.
+
+    Its shape and sparsity are its backbone's.
+    """
+
+    depths: tuple[int, ...]
+    window_size: int
+    patch_size: int
+    sparsity: Sparsity
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The `SparseBackbone`, which someone else runs, maybe in a lower precision."""
+
+    def example_images(self, batch: int, size: tuple[int, int]) -> Tensor:
+        """What to time it on: normalised images, shape `(B, 3, H, W)`, float32, on the CPU; always the same."""
+
+    def detect(self, images: Tensor, features: Sequence[Tensor]) -> object:
+        """All that follows the backbone, up to the detections on the CPU, from its feature maps of these images."""

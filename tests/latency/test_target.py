@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import platform
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsevit.errors import UserError
-from sparsevit.latency.target import DTYPES, MIN_SIDE, Target, environment, parse_size
+from sparsevit.latency.target import DTYPES, ENGINES, MIN_SIDE, SCOPES, Target, parse_size
 
 sides = st.integers(MIN_SIDE, 4096)
 targets = st.builds(
@@ -19,7 +18,8 @@ targets = st.builds(
     dtype=st.sampled_from(DTYPES),
     batch=st.integers(1, 64),
     size=st.tuples(sides, sides),
-    engine=st.sampled_from(["eager", "graph"]),
+    engine=st.sampled_from(sorted(ENGINES)),
+    scope=st.sampled_from(SCOPES),
 )
 
 
@@ -45,8 +45,8 @@ def test_equal_targets_are_one_key() -> None:
         ({"device": "gpu"}, "auto, cpu, or cuda:N"),
         ({"device": "cuda:x"}, "auto, cpu, or cuda:N"),
         ({"dtype": "int8"}, "float32 or bfloat16 or float16"),
-        ({"engine": "tensorrt"}, "eager or graph"),
-        ({"scope": "detector"}, "backbone"),
+        ({"engine": "tensorrt"}, "eager or compiled or graph"),
+        ({"scope": "head"}, "backbone or detector"),
         ({"threads": -1}, "threads -1"),
         ({"threads": True}, "threads True"),
         ({"batch": 0}, "batch 0"),
@@ -55,6 +55,7 @@ def test_equal_targets_are_one_key() -> None:
         ({"size": (448,)}, "height and width"),
         ({"size": 448}, "height and width"),
         ({"device": "cpu", "engine": "graph"}, "needs a cuda device"),
+        ({"device": "cpu", "engine": "compiled+graph"}, "needs a cuda device"),
     ],
 )
 def test_what_no_device_could_take_is_refused(changes: dict[str, object], words: str) -> None:
@@ -100,10 +101,13 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
         Target(engine="graph").resolve()
 
 
-def test_the_environment_says_what_a_latency_depends_on_and_nothing_personal() -> None:
-    facts = environment(Target("cpu", 2))
-    assert facts["threads"] == "2"
-    assert facts["torch"] == torch.__version__
-    assert set(facts) == {"device", "cores", "threads", "torch", "python"}
-    assert all(facts.values())
-    assert platform.node() not in facts.values()
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target("cpu", engine="compiled")
+    assert target.resolve().engine == "compiled"
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"'compiled' needs a C\+\+ compiler .* install g\+\+, set CXX, or write eager"):
+        target.resolve()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="needs a C"):
+        target.resolve()

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
-    """What is wrong, where, and what would be right, in one line."""
+    """What is wrong, where, and what would be right, in one line.
+
+    `details` are lines that list what that line only counts; the command line prints them before it.
+    """
+
+    def __init__(self, message: str, *, details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.details = tuple(details)
 
 
 class MissingExtraError(UserError):
@@ -12,3 +21,10 @@ class MissingExtraError(UserError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the extra '{extra}': pip install 'sparsevit[{extra}]'")
+
+
+def first_line(error: BaseException) -> str:
+    """An error of a library in one line: its type, and the beginning of what it says, or of what it was raised for."""
+    while not str(error).strip() and error.__context__ is not None:
+        error = error.__context__
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

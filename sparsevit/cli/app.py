@@ -13,6 +13,7 @@ from sparsevit import __version__
 from sparsevit.cli import data
 from sparsevit.cli.adapt import adapt
 from sparsevit.cli.check import check
+from sparsevit.cli.convert import convert
 from sparsevit.cli.evaluate import evaluate
 from sparsevit.cli.export import export
 from sparsevit.cli.finetune import finetune
@@ -57,6 +58,7 @@ app.command()(finetune)
 app.command()(evaluate)
 app.command()(measure)
 app.command()(adapt)
+app.command()(convert)
 app.add_typer(data.app, name="data")
 
 
@@ -71,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        for detail in getattr(error, "details", ()):
+            print(f"  {detail}", file=sys.stderr)
         code, line = _explain(error)
     except KeyboardInterrupt:
         code, line = INTERRUPTED, "interrupted"

@@ -9,7 +9,7 @@ from mmdet.models.builder import BACKBONES
 
 from sparsevit.errors import UserError
 from sparsevit.model.backbone import SparseSwin
-from sparsevit.openmmlab.config import load_backbone_weights
+from sparsevit.openmmlab.weights import load_backbone_weights
 
 
 @BACKBONES.register_module()
@@ -18,9 +18,9 @@ class SparseViT(SparseSwin, BaseModule):  # type: ignore[misc]  # mmcv is untype
 
     Args:
         strides, act_cfg, norm_cfg: as Swin has them; other values are refused.
-        pretrained: a checkpoint file of backbone weights with mmdet's keys; the same as
+        pretrained: a checkpoint file of backbone weights with mmdet's, the original Swin's or timm's keys; the same as
             `init_cfg=dict(type="Pretrained", checkpoint=…)`.
-        convert_weights: accepted and not needed: weights of other key formats are refused when they are read.
+        convert_weights: accepted and not needed: which format the keys are in is seen from them.
 
     Raises:
         UserError: for an argument that asks for another architecture.

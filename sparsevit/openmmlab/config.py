@@ -1,4 +1,4 @@
-"""Config files, models and weights: reading what a user names, and saying plainly what does not fit.
+"""Config files and the models they describe: reading what a user names, and saying plainly what does not fit.
 
 A config file is Python code and is executed when it is read.
 """
@@ -6,25 +6,21 @@ A config file is Python code and is executed when it is read.
 from __future__ import annotations
 
 import json
-import pickle
 import sys
 import traceback
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmcv import Config
 from mmdet.models import build_detector
-from torch import Tensor, nn
+from torch import nn
 
 from sparsevit.assets import asset
-from sparsevit.errors import UserError
+from sparsevit.errors import UserError, first_line
 from sparsevit.model.backbone import SparseSwin
-
-BUILTIN = "builtin:"
-_COMPUTED = "relative_position_index"  # in a state dict, but a function of the window size
+from sparsevit.model.weights import BUILTIN
+from sparsevit.openmmlab.weights import load_backbone_weights, load_weights
 
 
 def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> Any:
@@ -81,13 +77,6 @@ def options_of(items: Sequence[str] | None) -> Mapping[str, Any]:
     return options
 
 
-def first_line(error: BaseException) -> str:
-    """An error of a library in one line: its type, and the beginning of what it says, or of what it was raised for."""
-    while not str(error).strip() and error.__context__ is not None:
-        error = error.__context__
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-
-
 def config_path(name: str | Path) -> Path:
     """The file behind a config's name."""
     text = str(name)
@@ -99,24 +88,35 @@ def config_path(name: str | Path) -> Path:
     return path
 
 
-def weights_path(name: str | Path) -> Path:
-    """The file behind a checkpoint's name; `builtin:digits` is the supernet that comes with the package."""
-    text = str(name)
-    if text.startswith(BUILTIN):
-        path = Path(__file__).parents[1] / "weights" / f"{text.removeprefix(BUILTIN)}.safetensors"
-    else:
-        path = Path(text)
-    if not path.is_file():
-        raise UserError(f"checkpoint not found: {text}")
-    return path
-
-
-def build_model(config: Any, checkpoint: str | Path | None = None) -> nn.Module:
+def build_model(config: Any, checkpoint: str | Path | None = None, *, backbone_alone: bool = False) -> nn.Module:
     """The detector of a config, with the weights of a checkpoint, or freshly initialised without one.
+
+    Args:
+        backbone_alone: the checkpoint may be of a backbone alone; all else is initialised then.
 
     Raises:
         UserError: if the config's backbone is not SparseViT or a value in it is refused.
     """
+    model = _built(config)
+    if checkpoint is None:
+        model.init_weights()  # type: ignore[operator]
+    else:
+        load_weights(model, checkpoint, backbone_alone=backbone_alone)
+    return model
+
+
+def load_backbone(config: str | Path, checkpoint: str | Path | None = None) -> SparseSwin:
+    """The backbone alone, in eval mode, for timing; the checkpoint may be of a detector or of a backbone."""
+    model = _built(load_config(config))
+    backbone = model.backbone
+    assert isinstance(backbone, SparseSwin)
+    if checkpoint is not None:
+        load_backbone_weights(backbone, checkpoint)
+    return backbone.eval()
+
+
+def _built(config: Any) -> nn.Module:
+    """The detector of a config, with whatever values its parameters were made with."""
     found: Any = config
     for key in ("model", "backbone", "type"):
         found = found.get(key) if isinstance(found, Mapping | Config) else None
@@ -133,99 +133,4 @@ def build_model(config: Any, checkpoint: str | Path | None = None) -> nn.Module:
         raise
     except Exception as error:  # whatever mmdet's classes make of a wrong argument
         raise UserError(f"cannot build the model of the config: {first_line(error)}") from error
-    if checkpoint is None:
-        model.init_weights()  # type: ignore[operator]
-    else:
-        load_weights(model, checkpoint)
     return model
-
-
-def load_backbone(config: str | Path, checkpoint: str | Path | None = None) -> SparseSwin:
-    """The backbone alone, in eval mode, for timing."""
-    model = build_model(load_config(config), checkpoint)
-    backbone = model.backbone
-    assert isinstance(backbone, SparseSwin)
-    return backbone.eval()
-
-
-def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
-    """Put a checkpoint's weights into a detector; every key must fit.
-
-    Raises:
-        UserError: if the file is no checkpoint, or one of another model; the first keys that do not fit are named.
-    """
-    path = weights_path(checkpoint)
-    _fill(model, read_weights(path), path)
-
-
-def load_backbone_weights(backbone: nn.Module, checkpoint: str | Path) -> None:
-    """Put pretrained weights into a backbone: those of a backbone, a classifier on top of it, or a detector around it.
-
-    A classifier lacks the norms `norm0` … of a detector's feature maps and has a head; all else must fit.
-
-    Raises:
-        UserError: as `load_weights`.
-    """
-    path = weights_path(checkpoint)
-    weights = read_weights(path)
-    inside = {key.removeprefix("backbone."): value for key, value in weights.items() if key.startswith("backbone.")}
-    weights = inside or {key: value for key, value in weights.items() if not key.startswith(("head.", "norm."))}
-    own = {key: value for key, value in backbone.state_dict().items() if key.startswith("norm")}
-    _fill(backbone, own | weights, path)
-
-
-def _fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    own = {key: value for key, value in model.state_dict().items() if not key.endswith(_COMPUTED)}
-    weights = {key: value for key, value in weights.items() if not key.endswith(_COMPUTED)}
-    missing = sorted(own.keys() - weights.keys())
-    extra = sorted(weights.keys() - own.keys())
-    shapes = sorted(key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape)
-    if missing or extra or shapes:
-        parts = [
-            f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-            for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", shapes))
-            if keys
-        ]
-        raise UserError(f"{path} is a checkpoint of another model; keys: {'; '.join(parts)}")
-    model.load_state_dict(weights, strict=False)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors by name: safetensors, or a PyTorch file of plain tensors. Nothing in it is executed.
-
-    Raises:
-        UserError: if it is neither.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return {_strip(key): value for key, value in load_file(path).items()}
-        if not _is_pytorch(path):
-            raise UserError(f"{path} is not a checkpoint: neither safetensors nor a file that torch.save wrote")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than weights and is not loaded, as that could run code: save its state_dict alone"
-        ) from error
-    except Exception as error:
-        raise UserError(f"cannot read the checkpoint {path}: {first_line(error)}") from error
-    weights = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(f"{path} holds no state dict")
-    return {_strip(key): value for key, value in weights.items()}
-
-
-def _strip(key: str) -> str:
-    """A key without the prefix of a model that was wrapped for parallel training."""
-    return key.removeprefix("module.")
-
-
-def _is_pytorch(path: Path) -> bool:
-    """Whether a file begins as torch's do: an archive, or, before version 1.6, a pickle."""
-    if zipfile.is_zipfile(path):
-        return True
-    with path.open("rb") as stream:
-        return stream.read(2) == b"\x80\x02"

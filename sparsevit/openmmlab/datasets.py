@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from mmdet.datasets import DATASETS, build_dataset, replace_ImageToTensor
 
-from sparsevit.errors import UserError
-from sparsevit.openmmlab.config import first_line
+from sparsevit.errors import UserError, first_line
+
+_COCO_KEYS = ("images", "annotations", "categories", "id", "name", "file_name", "width", "height", "image_id")
 
 
 def training_dataset(config: Mapping[str, Any]) -> Any:
@@ -46,8 +48,8 @@ def test_dataset(config: Mapping[str, Any], *, batched: bool) -> Any:
 
 
 def _open(config: Mapping[str, Any], defaults: dict[str, Any]) -> Any:
-    kind = DATASETS.get(config["type"]) if isinstance(config.get("type"), str) else None
-    prepare = getattr(kind, "prepare", None)
+    name = config.get("type") if isinstance(config, Mapping) else None  # mmdet joins the data sets of a list
+    prepare = getattr(DATASETS.get(name), "prepare", None) if isinstance(name, str) else None
     try:
         if prepare is not None:
             prepare(**{key: value for key, value in config.items() if key != "type"})
@@ -57,9 +59,13 @@ def _open(config: Mapping[str, Any], defaults: dict[str, Any]) -> Any:
         raise
     except Exception as error:
         # mmcv raises its own copy of what a class raised; the first one knows the file.
-        while error.__context__ is not None and isinstance(error.__context__, Exception):
+        while isinstance(error.__context__, Exception) and not isinstance(error, json.JSONDecodeError):
             error = error.__context__
         if isinstance(error, FileNotFoundError):
             raise UserError(f"the data set's file is not there: {error.filename or error}") from error
-        name = config.get("ann_file") or config.get("type")
-        raise UserError(f"cannot read the data set {name}: {first_line(error)}") from error
+        file = (config.get("ann_file") if isinstance(config, Mapping) else None) or name
+        if isinstance(error, json.JSONDecodeError):
+            raise UserError(f"the annotation file {file} is not JSON, or only part of it: {error}") from error
+        if isinstance(error, KeyError) and error.args[0] in _COCO_KEYS:
+            raise UserError(f"cannot read the data set {file} as COCO's instances: there is no {error}") from error
+        raise UserError(f"cannot read the data set {file}: {first_line(error)}") from error

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from sparsevit.console import Step
-from sparsevit.openmmlab.config import build_model, load_config, weights_path
+from sparsevit.model.weights import weights_path
+from sparsevit.openmmlab.config import build_model, load_config
 from sparsevit.openmmlab.evaluation import DetectorEvaluation
 from sparsevit.openmmlab.export import write_finetune_config
 from sparsevit.openmmlab.hooks import backbone_of

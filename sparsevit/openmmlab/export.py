@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparsevit.errors import UserError
-from sparsevit.openmmlab.config import BUILTIN, config_path, load_config, weights_path
+from sparsevit.model.weights import BUILTIN, weights_path
+from sparsevit.openmmlab.config import config_path, load_config
 from sparsevit.sparsity import Sparsity
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from sparsevit.console import console, progress
-from sparsevit.openmmlab.config import build_model, load_config, load_weights, options_of, read_weights
+from sparsevit.model.weights import read_weights
+from sparsevit.openmmlab.config import build_model, load_config, options_of
 from sparsevit.openmmlab.evaluation import DetectorEvaluation
 from sparsevit.openmmlab.hooks import backbone_of
 from sparsevit.openmmlab.parallel import init_ranks, leave_ranks, on_first_rank, own_device
@@ -87,8 +88,7 @@ def pack(config: Any, checkpoint: Path, target: Path) -> None:
     """A checkpoint's weights as float16 safetensors, without what can be computed."""
     from safetensors.torch import save_file
 
-    model = build_model(config)
-    load_weights(model, checkpoint)
+    model = build_model(config, checkpoint)
     tensors = {
         key: value.half().contiguous() if value.is_floating_point() else value
         for key, value in model.state_dict().items()

@@ -20,8 +20,8 @@ from mmdet.datasets import build_dataloader
 from torch import nn
 
 from sparsevit.console import console, progress
-from sparsevit.errors import UserError
-from sparsevit.openmmlab.config import build_model, first_line, load_weights
+from sparsevit.errors import UserError, first_line
+from sparsevit.openmmlab.config import build_model
 from sparsevit.openmmlab.datasets import training_dataset
 from sparsevit.openmmlab.evaluation import DetectorEvaluation
 from sparsevit.openmmlab.hooks import (
@@ -59,10 +59,8 @@ def train(config: Any, work_dir: Path, *, seed: int = 0, device: str | None = No
         torch.backends.cudnn.allow_tf32 = True
     torch.manual_seed(seed)
     done = checkpoints(work_dir)
-    model = build_model(config)
     start = done[-1] if done else config.get("load_from")
-    if start:
-        load_weights(model, start)
+    model = build_model(config, start or None, backbone_alone=True)
     dataset = training_dataset(config.data.train)
     model.CLASSES = dataset.CLASSES
     loader = _loader(dataset, config, rank, ranks, place, seed)

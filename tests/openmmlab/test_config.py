@@ -17,16 +17,15 @@ pytest.importorskip("mmdet")
 
 import sparsevit.openmmlab  # noqa: F401
 from sparsevit.errors import UserError
+from sparsevit.model.weights import read_weights, weights_path
 from sparsevit.openmmlab.config import (
     build_model,
     config_path,
     load_backbone,
     load_config,
-    load_weights,
     options_of,
-    read_weights,
-    weights_path,
 )
+from sparsevit.openmmlab.weights import load_weights
 
 
 class Counts(nn.Module):
@@ -96,7 +95,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": WEIGHTS, "evil": Attack()}, "new.pth")
     Path("bare.pth").write_bytes(pickle.dumps(Attack(), protocol=2))
-    assert "as that could run code" in refusal(read_weights, Path("new.pth"))
+    assert "reading that could run code" in refusal(read_weights, Path("new.pth"))
     refusal(read_weights, Path("bare.pth"))
     assert not Path("attacked").exists()
 

@@ -38,7 +38,7 @@ def load(path: Path | str) -> Any:
 def test_the_whole_path_and_again(stages: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from safetensors import safe_open
 
-    from sparsevit.openmmlab.config import read_weights
+    from sparsevit.model.weights import read_weights
 
     make(stages)
     card = json.loads(Path("out/card.json").read_text())
@@ -110,7 +110,8 @@ def test_the_card_judges_each_sparsity(stages: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_one_stage_from_given_weights(stages: Path, tmp_path: Path) -> None:
-    from sparsevit.openmmlab.config import build_model, load_config, read_weights
+    from sparsevit.model.weights import read_weights
+    from sparsevit.openmmlab.config import build_model, load_config
 
     torch.manual_seed(7)
     torch.save(build_model(load_config("dense.py")).state_dict(), "start.pth")

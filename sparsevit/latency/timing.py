@@ -133,14 +133,17 @@ def survey(
         require_host_memory(subject, target, run_once)
         check_size(subject, target)
         with watching(target) as watch, on_target(subject, target, clock) as (ready, stopwatch):
-            peaks = first_runs(ready, list(index), target)
+            first = first_runs(ready, list(index), target)
             pattern = _warm_up(ready, stopwatch, target, next(iter(index)), clock, budget_s * WARM_UP_SHARE)
             running = _Run(ready, stopwatch, pattern, list(index))
             which, samples = _rounds(running, clock, budget_s, precision, random.Random(seed), told, watch)
         every = _timings(which, samples, reference_ms)
         timings = tuple(every[number] for number in asked)
         notes = (*watch.notes(), *_of_samples(which, samples, timings, precision))
-        return Survey(timings, tuple(peaks[number] for number in asked), notes)
+        if target.scope == "detector":
+            counts = [first[number].objects or 0 for number in asked]
+            notes = (f"timed with {_span(counts)} objects found in {target.batch} image(s); more take longer", *notes)
+        return Survey(timings, tuple(first[number].peak_bytes for number in asked), notes)
 
     found = or_say_what_fits(run, subject, target, run_once)
     told(1.0)
@@ -179,18 +182,27 @@ def check_size(subject: nn.Module, target: Target) -> None:
         ) from error
 
 
-def first_runs(ready: Ready, configurations: Sequence[Sparsity], target: Target) -> list[int | None]:
-    """Run each configuration once, so that what happens only then is over; returns the memory peak of each, bytes."""
+class FirstRun(NamedTuple):
+    """Objects that a detector found in its first call, and the memory at its peak (bytes; None on a CPU)."""
+
+    objects: int | None
+    peak_bytes: int | None
+
+
+def first_runs(ready: Ready, configurations: Sequence[Sparsity], target: Target) -> list[FirstRun]:
+    """Run each configuration once, so that what happens only then is over."""
     import torch
 
-    peaks = []
+    found = []
     for sparsity in configurations:
         reset_gpu_peak(target)
-        ready(sparsity)()
+        result = ready(sparsity)()
         if target.on_gpu:
             torch.cuda.synchronize()
-        peaks.append(gpu_peak(target))
-    return peaks
+        # Feature maps of all configurations together would fill a memory; a detector's count does not.
+        found.append(FirstRun(result if isinstance(result, int) else None, gpu_peak(target)))
+        del result
+    return found
 
 
 class _Pattern(NamedTuple):
@@ -267,6 +279,11 @@ def _is_stable(times: Sequence[float]) -> bool:
 
 def _is_precise(timings: Sequence[Timing], precision: float) -> bool:
     return all(timing.uncertainty <= precision for timing in timings)
+
+
+def _span(counts: Sequence[int]) -> str:
+    least, most = min(counts, default=0), max(counts, default=0)
+    return str(most) if least == most else f"{least} to {most}"
 
 
 def _of_samples(which: Sequence[int], samples: Sequence[float], asked: Sequence[Timing], precision: float) -> list[str]:

@@ -19,7 +19,7 @@ BUSY_CPUS = 0.1
 """Share of the allowed CPUs that others may use meanwhile."""
 
 CLOCK_MOVES = 0.03
-GLANCES = 3
+GLANCES = 6
 GLANCE_S = 0.2
 MIN_WATCH_S = 0.5
 """The kernel counts CPU time in ticks of 10 ms; over less than this they say little."""

@@ -25,13 +25,12 @@ class SparseBackbone(Protocol):
 class SparseDetector(Protocol):
     """A detector around such a backbone, to be timed end to end. It is an `nn.Module` in eval mode.
 
-    Its shape and sparsity are its backbone's.
+    Its shape is its backbone's.
     """
 
     depths: tuple[int, ...]
     window_size: int
     patch_size: int
-    sparsity: Sparsity
 
     @property
     def backbone(self) -> nn.Module:
@@ -40,5 +39,8 @@ class SparseDetector(Protocol):
     def example_images(self, batch: int, size: tuple[int, int]) -> Tensor:
         """What to time it on: normalised images, shape `(B, 3, H, W)`, float32, on the CPU; always the same."""
 
-    def detect(self, images: Tensor, features: Sequence[Tensor]) -> object:
-        """All that follows the backbone, up to the detections on the CPU, from its feature maps of these images."""
+    def detect(self, images: Tensor, features: Sequence[Tensor]) -> int:
+        """All that follows the backbone, up to the detections on the CPU, from its feature maps of these images.
+
+        Returns how many objects were found in all of them: what follows a backbone takes the longer the more there are.
+        """

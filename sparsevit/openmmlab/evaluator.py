@@ -18,13 +18,14 @@ from sparsevit.openmmlab.evaluation import DetectorEvaluation
 from sparsevit.openmmlab.export import write_finetune_config
 from sparsevit.openmmlab.hooks import backbone_of
 from sparsevit.openmmlab.parallel import casting
+from sparsevit.openmmlab.timed import ExampleImages, TimedDetector
 from sparsevit.sparsity import Sparsity
 
 _IRRELEVANT = ("init_cfg", "pretrained", "pruning_ratios", "train_cfg")
 
 
 class DetectorEvaluator:
-    """A supernet detector under any sparsity; implements `Evaluator`, `Identified` and `Exporter`."""
+    """A supernet detector under any sparsity; implements `Evaluator`, `Identified`, `EndToEnd` and `Exporter`."""
 
     def __init__(self, config: str, checkpoint: str, device: torch.device, dtype: torch.dtype, batch: int) -> None:
         self._config_name, self._checkpoint_name = config, checkpoint
@@ -37,6 +38,10 @@ class DetectorEvaluator:
     def backbone(self) -> nn.Module:
         """The supernet's SparseViT backbone."""
         return backbone_of(self._model)
+
+    def detector(self) -> nn.Module:
+        """The supernet end to end, on images of the test split."""
+        return TimedDetector(self._model, ExampleImages(self._evaluation.dataset))
 
     def accuracy(
         self, sparsity: Sparsity, *, images: int | None = None, step: Step | None = None

@@ -37,6 +37,14 @@ class Identified(Protocol):
 
 
 @runtime_checkable
+class EndToEnd(Protocol):
+    """Optional: has a whole detector to time, for targets of that scope."""
+
+    def detector(self) -> nn.Module:
+        """A `sparsevit.model.protocol.SparseDetector` around the backbone."""
+
+
+@runtime_checkable
 class Exporter(Protocol):
     """Optional: hands a found sparsity back in the user's own training framework."""
 

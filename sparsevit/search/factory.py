@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sparsevit.errors import UserError
 from sparsevit.latency.target import Target, environment
-from sparsevit.search.evaluator import Evaluator, Identified
+from sparsevit.search.evaluator import EndToEnd, Evaluator, Identified
 from sparsevit.search.ledger import Subject, digest
 from sparsevit.search.spec import StudySpec, SupernetSpec
 from sparsevit.search.spec_errors import nearest
@@ -48,7 +48,7 @@ class Supernet:
 
     Attributes:
         evaluator: judges a sparsity.
-        backbone: what is timed.
+        backbone: what is timed: the backbone itself, or the detector around it, as the target's scope says.
         space: its configurations.
         target: resolved.
         environment: of that target on this machine, in words.
@@ -73,7 +73,7 @@ def open_supernet(spec: StudySpec) -> Supernet:
     """
     target = spec.target.target().resolve()
     evaluator = load_evaluator(spec.supernet, target)
-    backbone = evaluator.backbone()
+    backbone = timed_part(evaluator, target, spec.supernet.evaluator)
     shape = cast("SparseBackbone", backbone)
     space = spec.space.of(shape.depths)
     identity = evaluator_identity(evaluator, spec.supernet)
@@ -88,6 +88,19 @@ def open_supernet(spec: StudySpec) -> Supernet:
         backbone=backbone_identity(backbone),
     )
     return Supernet(evaluator, backbone, space, target, found, identity, subject)
+
+
+def timed_part(evaluator: Evaluator, target: Target, name: str) -> nn.Module:
+    """What the target's latency is of: the evaluator's backbone, or its detector end to end.
+
+    Raises:
+        UserError: if the evaluator has no detector to time.
+    """
+    if target.scope == "backbone":
+        return evaluator.backbone()
+    if not isinstance(evaluator, EndToEnd):
+        raise UserError(f"target.scope = 'detector', but {name} has no detector(): write backbone, or give it one")
+    return evaluator.detector()
 
 
 def evaluator_identity(evaluator: Evaluator, supernet: SupernetSpec) -> dict[str, str]:

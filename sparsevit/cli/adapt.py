@@ -28,7 +28,8 @@ def adapt(
     from sparsevit.console import console
     from sparsevit.openmmlab.config import load_config, options_of
     from sparsevit.openmmlab.parallel import leave_ranks
-    from sparsevit.openmmlab.train import train, with_adaptation
+    from sparsevit.openmmlab.train import train
+    from sparsevit.openmmlab.training_forms import with_adaptation
 
     start = {"load_from": checkpoint} if checkpoint else {}
     settings = with_adaptation(load_config(config, {**start, **options_of(cfg_options)}), seed)

@@ -17,21 +17,35 @@ from mmdet.models import build_detector
 from torch import nn
 
 from sparsevit.assets import asset
+from sparsevit.console import console, messages_on_stderr
 from sparsevit.errors import UserError, first_line
 from sparsevit.model.backbone import SparseSwin
 from sparsevit.model.weights import BUILTIN
+from sparsevit.openmmlab.paper_forms import as_sparsevit
 from sparsevit.openmmlab.weights import load_backbone_weights, load_weights
 
 
 def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> Any:
     """An mmdet config from a file, or from those that come with the package (`builtin:digits/supernet.py`).
 
+    The paper's forms and stock Swin configs are brought to this package's, and the user is told; see `paper_forms`.
+
     Args:
         options: values to set, by dotted key, as mmdet's `--cfg-options` does.
 
     Raises:
-        UserError: if there is no such file, or it cannot be executed.
+        UserError: if there is no such file, it cannot be executed, or it contradicts itself.
     """
+    config = read_config(name, options)
+    notes = as_sparsevit(config)
+    with messages_on_stderr():  # the standard output is for results
+        for note in notes:
+            console.print(f"note: {note}", markup=False)
+    return config
+
+
+def read_config(name: str | Path, options: Mapping[str, Any] | None = None) -> Any:
+    """An mmdet config as it stands; otherwise like `load_config`."""
     path = config_path(name)
     try:
         config = Config.fromfile(str(path))
@@ -122,8 +136,8 @@ def _built(config: Any) -> nn.Module:
         found = found.get(key) if isinstance(found, Mapping | Config) else None
     if found != "SparseViT":
         raise UserError(
-            f"the config's backbone is {found!r}, but must be 'SparseViT': set model.backbone.type and "
-            'custom_imports = dict(imports=["sparsevit.openmmlab"])'
+            f"the config's backbone is {found!r}, but must be 'SparseViT', or 'SwinTransformer', which is read as it: "
+            "set model.backbone.type"
         )
     try:
         model: nn.Module = build_detector(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sparsevit.errors import UserError
 from sparsevit.model.weights import BUILTIN, weights_path
-from sparsevit.openmmlab.config import config_path, load_config
+from sparsevit.openmmlab.config import config_path, read_config
+from sparsevit.openmmlab.paper_forms import as_sparsevit
 from sparsevit.sparsity import Sparsity
 
 
@@ -25,7 +28,9 @@ def write_finetune_config(
     Raises:
         UserError: if `path` cannot be written.
     """
-    base = load_config(config)
+    given = read_config(config)
+    base = copy.deepcopy(given)
+    as_sparsevit(base)
     hooks = [dict(hook) for hook in base.get("custom_hooks") or [] if hook["type"] != "SparsityAdaptation"]
     start = checkpoint if checkpoint.startswith(BUILTIN) else str(weights_path(checkpoint).resolve())
     lines = [
@@ -35,7 +40,8 @@ def write_finetune_config(
         f"_base_ = {_reference(config_path(config), path)!r}",
         "",
         "# One list per stage, one pruning ratio per layer (two blocks).",
-        f"model = dict(backbone=dict(pruning_ratios={sparsity.floats!r}))",
+        f"model = dict(backbone=dict({_backbone(given, base, sparsity)}))",
+        *_undone(given, base, sparsity),
         f"load_from = {start!r}",
         f"custom_hooks = {hooks!r}",
     ]
@@ -52,6 +58,26 @@ def write_finetune_config(
             temporary.unlink()
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return path
+
+
+def _backbone(given: Any, base: Any, sparsity: Sparsity) -> str:
+    """Arguments of the backbone: the ratios, and all others where the base's backbone is called Swin."""
+    settings = {"pruning_ratios": sparsity.floats}
+    if given.model.backbone.type != base.model.backbone.type:
+        settings = {"_delete_": True, **base.model.backbone.to_dict(), **settings}
+    return ", ".join(f"{key}={value!r}" for key, value in settings.items())
+
+
+def _undone(given: Any, base: Any, sparsity: Sparsity) -> list[str]:
+    """What the base says in the paper's forms and must not hold any more, and the import that it lacks."""
+    lines = []
+    if given.get("custom_imports") != base.get("custom_imports"):
+        lines.append(f"custom_imports = {base.custom_imports.to_dict()!r}")
+    if given.get("pruning_ratios") is not None:
+        lines.append(f"pruning_ratios = {sparsity.floats!r}")
+    if given.get("random_sample"):
+        lines.append("random_sample = False")
+    return lines
 
 
 def _printable(line: str) -> str:

@@ -159,7 +159,7 @@ ADAPT = ("adapt", "tiny.py", "--device", "cpu")
         ((*EVALUATE, "--cfg-options", "data.test.type=CocoDataset"), "cannot read the data set"),
         ((*EVALUATE, "--cfg-options", "model.backbone.embed_dims"), "write it as key.sub=value"),
         ((*EVALUATE, "--cfg-options", "optimizer.lr.x=1"), "cannot set optimizer.lr.x=1"),
-        ((*EVALUATE, "--cfg-options", "model.backbone.type=SwinTransformer"), "must be 'SparseViT'"),
+        ((*EVALUATE, "--cfg-options", "model.backbone.type=ResNet"), "must be 'SparseViT'"),
         ((*FINETUNE, "--cfg-options", "load_from=other.safetensors"), "checkpoint of another model"),
         ((*FINETUNE, "--work-dir", "/proc/x"), "cannot write to /proc"),
         ((*FINETUNE, "--work-dir", "tiny.py/x"), "it is not a folder"),

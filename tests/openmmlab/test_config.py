@@ -159,7 +159,7 @@ def test_a_config_that_cannot_be_executed(
 
 def test_a_model_that_is_not_sparsevit(tiny: Callable[..., Path]) -> None:
     for options in (
-        {"model.backbone.type": "SwinTransformer"},
+        {"model.backbone.type": "ResNet"},
         {"model.backbone": "swin"},
         {"model.backbone": None},
         {"model": None},

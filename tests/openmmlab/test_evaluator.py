@@ -160,7 +160,7 @@ def test_provenance_stays_in_its_comment(lines: list[str], tmp_path_factory: pyt
     base = folder / "base.py"
     base.write_text("model = dict(backbone=dict(type='SparseViT', pruning_ratios=None))\n")
     config = export(base, folder / "weights.pth", folder / "finetune.py", *lines)
-    assert set(config._cfg_dict) == {"model", "load_from", "custom_hooks"}
+    assert set(config._cfg_dict) == {"custom_imports", "model", "load_from", "custom_hooks"}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_odd_provenance_stays_in_its_comment(line: str, tmp_path: Path) -> None:
     base = tmp_path / "base.py"
     base.write_text("model = dict(backbone=dict(type='SparseViT', pruning_ratios=None))\n")
     config = export(base, tmp_path / "weights.pth", tmp_path / "finetune.py", line, line)
-    assert set(config._cfg_dict) == {"model", "load_from", "custom_hooks"}
+    assert set(config._cfg_dict) == {"custom_imports", "model", "load_from", "custom_hooks"}
 
 
 def test_a_config_that_cannot_be_written_leaves_nothing(

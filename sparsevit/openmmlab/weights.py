@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparsevit.console import console
+from sparsevit.console import console, messages_on_stderr
 from sparsevit.errors import UserError
 from sparsevit.model.weights import as_mmdet, fit_weights, key_format, read_weights, weights_path, window_of
 from sparsevit.model.weights.formats import BACKBONE
@@ -32,7 +32,7 @@ def load_weights(model: nn.Module, checkpoint: str | Path, *, backbone_alone: bo
         backbone.init_cfg = None  # the file stands in its place
         model.init_weights()  # type: ignore[operator]
         _load_backbone(backbone, weights, path)
-        console.print(f"{path}: weights of a backbone alone; the rest of the detector starts afresh", markup=False)
+        _note(f"{path}: weights of a backbone alone; the rest of the detector starts afresh")
     else:
         raise UserError(
             f"{path} holds the weights of a backbone alone, but a whole detector's are needed; "
@@ -65,5 +65,10 @@ def _load(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     own = model.state_dict()
     fitted = fit_weights(weights, own, str(path))
     if (given := window_of(weights)) != (used := window_of(fitted)):
-        console.print(f"{path}: position bias tables of window {given} are interpolated to {used}", markup=False)
+        _note(f"{path}: position bias tables of window {given} are interpolated to {used}")
     model.load_state_dict(fitted, strict=False)
+
+
+def _note(text: str) -> None:
+    with messages_on_stderr():  # the standard output is for results
+        console.print(f"note: {text}", markup=False)

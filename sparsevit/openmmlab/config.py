@@ -5,6 +5,8 @@ A config file is Python code and is executed when it is read.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import sys
 import traceback
@@ -74,7 +76,7 @@ def _let_go(error: Exception) -> None:
 
 
 def options_of(items: Sequence[str] | None) -> Mapping[str, Any]:
-    """`key.sub=value` texts as a mapping; values are JSON where they can be read so, else text.
+    """`key.sub=value` texts as a mapping; values are JSON, or Python's (a tuple, None), or else text.
 
     Raises:
         UserError: if a text has no key or no value.
@@ -84,10 +86,11 @@ def options_of(items: Sequence[str] | None) -> Mapping[str, Any]:
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise UserError(f"cannot read --cfg-options {item!r}: write it as key.sub=value, as runner.max_epochs=3")
-        try:
-            options[key] = json.loads(value)
-        except ValueError:
-            options[key] = value
+        options[key] = value
+        for read in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError):
+                options[key] = read(value)
+                break
     return options
 
 

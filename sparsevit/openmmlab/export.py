@@ -62,7 +62,7 @@ def write_finetune_config(
 
 def _backbone(given: Any, base: Any, sparsity: Sparsity) -> str:
     """Arguments of the backbone: the ratios, and all others where the base's backbone is called Swin."""
-    settings = {"pruning_ratios": sparsity.floats}
+    settings: dict[str, Any] = {"pruning_ratios": sparsity.floats}
     if given.model.backbone.type != base.model.backbone.type:
         settings = {"_delete_": True, **base.model.backbone.to_dict(), **settings}
     return ", ".join(f"{key}={value!r}" for key, value in settings.items())

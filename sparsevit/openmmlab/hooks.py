@@ -176,8 +176,7 @@ class ShowProgress(Hook):  # type: ignore[misc]
 
     def before_train_epoch(self, runner: Any) -> None:
         if self._step is None:  # only now is the number of iterations known
-            total = runner.max_epochs * len(runner.data_loader)
-            self._step = self._stack.enter_context(progress(self.title, total))
+            self._step = self._stack.enter_context(progress(self.title, runner.max_iters))
             if runner.iter:
                 self._step(runner.iter)
 

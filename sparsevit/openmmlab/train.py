@@ -33,13 +33,15 @@ from sparsevit.openmmlab.hooks import (
     checkpoints,
 )
 from sparsevit.openmmlab.parallel import ManyRanks, OneDevice, init_ranks, own_device
+from sparsevit.openmmlab.runner import resume
+from sparsevit.openmmlab.training_forms import by_epochs, scale_rate, training_form
 from sparsevit.sparsity import Sparsity
 
 
 def train(config: Any, work_dir: Path, *, seed: int = 0, device: str | None = None, title: str = "training") -> Path:
     """Train what a config describes and return the last checkpoint.
 
-    Goes on from the newest checkpoint in `work_dir`. The initial weights are `load_from`'s.
+    Goes on from the newest checkpoint in `work_dir`, or else from `resume_from`. The initial weights are `load_from`'s.
 
     Args:
         seed: of initialisation, data order and sampling.
@@ -50,33 +52,38 @@ def train(config: Any, work_dir: Path, *, seed: int = 0, device: str | None = No
         UserError: if the folder cannot be written, or the config lacks something or names data or weights that are not
             there. Nothing is written then.
     """
+    config, notes = training_form(config, seed)
     _check(config)
     check_work_dir(work_dir)
     rank, ranks = init_ranks()
+    scale_rate(config, ranks)
     place = own_device(device)
     if place.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     torch.manual_seed(seed)
     done = checkpoints(work_dir)
-    start = done[-1] if done else config.get("load_from")
-    model = build_model(config, start or None, backbone_alone=True)
+    resumed = done[-1] if done else config.get("resume_from")
+    model = build_model(config, resumed or config.get("load_from") or None, backbone_alone=True)
     dataset = training_dataset(config.data.train)
     model.CLASSES = dataset.CLASSES
     loader = _loader(dataset, config, rank, ranks, place, seed)
+    counted, more = by_epochs(config, len(loader))
+    for note in [*notes, *more]:
+        console.print(f"note: {note}", markup=False)
     autocast = getattr(torch, config.autocast) if config.get("autocast") and place.type == "cuda" else None
     wrapped: nn.Module = (ManyRanks if ranks > 1 else OneDevice)(model, place, autocast)
     with ExitStack() as stack:
-        runner = _runner(config, wrapped, seed)
+        runner = _runner(counted, wrapped, seed)
         runner.register_hook(ShowProgress(title, stack))
         work_dir.mkdir(parents=True, exist_ok=True)
         runner.work_dir = str(work_dir)
         if rank == 0:
             _write_config(config, work_dir / "config.py")
             stack.enter_context(_logging_to(work_dir / "training.log", runner.logger))
-        if done:
-            console.print(f"resuming from {done[-1]}", markup=False)
-            runner.resume(str(done[-1]), map_location="cpu")
+        if resumed:
+            console.print(f"resuming from {resumed}", markup=False)
+            resume(runner, Path(resumed))
         runner.run([loader], [("train", 1)])
     if ranks > 1:
         torch.distributed.barrier()  # the last checkpoint is written
@@ -99,6 +106,7 @@ def _runner(config: Any, model: nn.Module, seed: int) -> Any:
             config.get("optimizer_config") or {},
             None,
             config.get("log_config"),
+            config.get("momentum_config"),
             custom_hooks_config=config.get("custom_hooks"),
         )
         runner.register_hook(DistSamplerSeedHook())
@@ -130,14 +138,6 @@ def check_work_dir(work_dir: Path) -> None:
     except OSError as error:
         reason = "it is not a folder" if not existing.is_dir() else (error.strerror or "no permission").lower()
         raise UserError(f"cannot write to {existing}: {reason}; choose another folder with --work-dir") from None
-
-
-def with_adaptation(config: Any, seed: int) -> Any:
-    """The config with Sparsity-Aware Adaptation among its hooks, where it is not there already."""
-    hooks = list(config.get("custom_hooks") or [])
-    if not any(hook["type"] == "SparsityAdaptation" for hook in hooks):
-        config.custom_hooks = [*hooks, dict(type="SparsityAdaptation", seed=seed)]
-    return config
 
 
 def judge(config: Any, checkpoint: str | Path | None, *, device: str | None, images: int | None) -> dict[str, float]:
@@ -180,8 +180,6 @@ def _check(config: Any) -> None:
     for key in ("data", "optimizer", "runner"):
         if not isinstance(config.get(key), Mapping):
             raise UserError(f"the config has no table {key!r}, which training needs")
-    if config.runner.get("type") != "EpochBasedRunner":
-        raise UserError(f"runner.type {config.runner.get('type')!r} is not supported: use 'EpochBasedRunner'")
     if "train" not in config.data or "samples_per_gpu" not in config.data:
         raise UserError("the config's table 'data' needs train and samples_per_gpu for training")
 

@@ -40,7 +40,8 @@ def training_form(config: Any, seed: int) -> tuple[Any, list[str]]:
     Raises:
         UserError: for a setting that training does not have; it names the setting and the cure.
     """
-    config, notes = copy.deepcopy(config), []
+    config = copy.deepcopy(config)
+    notes: list[str] = []
     _data(config)
     _runner(config)
     _precision(config, notes)
@@ -68,16 +69,16 @@ def with_adaptation(config: Any, seed: int) -> Any:
     return config
 
 
-def by_epochs(config: Any, iterations: int) -> list[str]:
-    """Bring a training that is counted in iterations to epochs of so many of them, in place; the last one is cut.
+def by_epochs(config: Any, iterations: int) -> tuple[Any, list[str]]:
+    """A copy of a config whose training is counted in epochs of so many iterations, of which the last may be cut.
 
     Returns:
-        What a user should know, one line each.
+        The config, and what a user should know, one line each.
     """
-    runner = config.runner
-    if runner.type != "IterBasedRunner":
-        return []
-    total = runner.max_iters
+    if config.runner.type != "IterBasedRunner":
+        return config, []
+    config = copy.deepcopy(config)
+    total: int = config.runner.max_iters
     config.runner = dict(type="EpochsToIteration", max_iters=total, max_epochs=math.ceil(total / iterations))
     if config.get("lr_config"):
         config.lr_config.setdefault("by_epoch", False)  # as mmcv has it with this runner
@@ -85,7 +86,7 @@ def by_epochs(config: Any, iterations: int) -> list[str]:
         if config.get(table):
             config[table].interval = max(1, round(config[table].get("interval", iterations) / iterations))
     saved = (config.get("checkpoint_config") or {}).get("interval", 1)
-    return [
+    return config, [
         f"max_iters {total} is {total / iterations:.4g} epochs of {iterations} iterations; "
         f"checkpoints are written at the end of every {f'{saved} epochs' if saved > 1 else 'epoch'}"
     ]

@@ -126,6 +126,13 @@ def test_builtin_configs_have_names() -> None:
 def test_options_overrule_a_config(tiny: Callable[..., Path]) -> None:
     options = options_of(["runner.max_epochs=7", "data.train.size=[160, 128]", "load_from=a.pth", "work=x=y"])
     assert options == {"runner.max_epochs": 7, "data.train.size": [160, 128], "load_from": "a.pth", "work": "x=y"}
+    assert options_of(["a=(672, 672)", "b=None", "c=True", "d=true", "e=1e-5"]) == {
+        "a": (672, 672),
+        "b": None,
+        "c": True,
+        "d": True,
+        "e": 1e-5,
+    }
     config = load_config(tiny(), options)
     assert config.runner.max_epochs == 7
     assert config.runner.type == "EpochBasedRunner"

@@ -193,3 +193,32 @@ def test_an_exported_config_of_a_stock_one_holds_for_mmdets_own_tools(tiny: Call
     read = load_config(path)
     assert own_sparsity(read) == found
     assert not adapting(read)
+
+
+def test_every_command_takes_a_stock_swin_config(
+    tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    from sparsevit.cli.app import main
+
+    def run(*words: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        captured = capsys.readouterr()
+        assert stop.value.code == 0, captured.err
+        assert captured.err.count(SAID) == 1
+        return captured.out
+
+    more = f"model['backbone'] = dict(_delete_=True, **{SWIN!r})\n"
+    more += "evaluate_sparsities = None\nrunner = dict(max_epochs=1)\n"
+    path = str(tiny(more=more))
+    settings = load_config(path, {"model.backbone.init_cfg": None})
+    torch.save(build_model(settings).state_dict(), "dense.pth")
+    capsys.readouterr()
+    assert "supernet: work/epoch_1.pth" in run("adapt", path, "dense.pth", "--work-dir", "work", "--device", "cpu")
+    words = ("evaluate", path, "work/epoch_1.pth", "-s", "0.6", "--images", "1", "--device", "cpu", "--json")
+    (judged,) = json.loads(run(*words))
+    assert judged["sparsity"] == "0.6/0.6/0.6,0.6,0.6/0.6"
+    small = ("--size", "112", "--seconds", "0.01", "--device", "cpu", "--threads", "1", "--json")
+    assert "0.5/0.5/0.5,0.5,0.5/0.5" in run("measure", path, "-s", "0.5", *small)

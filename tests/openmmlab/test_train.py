@@ -173,7 +173,7 @@ def test_two_ranks_draw_the_same_sparsity_and_other_images(spied: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"runner.type": "IterBasedRunner"}, "use 'EpochBasedRunner'"),
+        ({"runner.type": "OtherRunner"}, "use 'EpochBasedRunner'"),
         ({"optimizer": None}, "no table 'optimizer'"),
         ({"load_from": "gone.pth"}, "checkpoint not found: gone.pth"),
         ({"data.train.type": "Nothing"}, "cannot read the data set Nothing"),

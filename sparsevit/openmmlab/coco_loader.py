@@ -1,31 +1,26 @@
 """Loads an mmdet data set in COCO format as fast as a GPU trains: images cached, workers kept, the rest on the device.
 
-The order of images is that of mmdet's own samplers. What is random is drawn from seed, epoch and index, so it depends
-neither on the number of workers nor on where a run was resumed.
+The order of images is that of mmdet's own samplers.
 """
 
 from __future__ import annotations
 
-import random
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from mmdet.core import BitmapMasks
-from mmdet.datasets import CustomDataset, RepeatDataset
-from mmdet.datasets.samplers import DistributedGroupSampler, GroupSampler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from sparsevit.console import console
 from sparsevit.errors import UserError
-from sparsevit.openmmlab.device_batch import HostBatch, Normalization, Sample, collate, finish
-from sparsevit.openmmlab.image_cache import MOST_GB, ImageCache, key_of
+from sparsevit.openmmlab.device_batch import HostBatch, Normalization, collate, finish
+from sparsevit.openmmlab.image_cache import MOST_GB, ImageCache, default_folder, digest
 from sparsevit.openmmlab.masks import DeviceMasks
-from sparsevit.openmmlab.packed_masks import PackedMasks
-from sparsevit.openmmlab.pipeline import CannotSplitError, Split, split
+from sparsevit.openmmlab.pipeline import CannotSplitError
+from sparsevit.openmmlab.prepared_images import Prepared, PreparedImages
+from sparsevit.openmmlab.seeding import EpochSampler, group_sampler
 
 PREFETCHED = 3  # batches that each worker keeps ready
 
@@ -48,124 +43,42 @@ def device_loader(
         cache: `folder` and `max_gb` of the cached images, or whether to cache at all.
 
     Raises:
-        UserError: if `cache` is something else.
+        UserError: if `cache` is something else, or its folder cannot be written.
     """
     try:
-        images = PreparedImages(dataset, _open_cache(cache, ranks), seed)
+        images = PreparedImages(dataset, seed)
     except CannotSplitError as reason:
-        console.print(f"data: mmdet's own loader is used, because of {reason}", markup=False)
+        console.print(f"data: loaded by mmdet's own pipeline, on the CPU, because of {reason}", markup=False)
         return None
-    if ranks > 1:
-        sampler: Any = DistributedGroupSampler(dataset, batch, ranks, rank, seed=seed)
-    else:
-        sampler = GroupSampler(dataset, batch)
-    return DeviceLoader(images, sampler, batch, workers, device)
+    images.cache = _open_cache(cache, images, ranks)
+    return DeviceLoader(images, group_sampler(dataset, batch, rank, ranks, seed), batch, workers, device)
 
 
-def _open_cache(settings: Mapping[str, Any] | bool, ranks: int) -> ImageCache | None:
+def _open_cache(settings: Mapping[str, Any] | bool, images: PreparedImages, ranks: int) -> ImageCache | None:
     if settings is False:
         return None
-    given = {} if settings is True else dict(settings)
+    given = {} if settings is True else dict(settings) if isinstance(settings, Mapping) else {"": settings}
     folder, max_gb = given.pop("folder", None), given.pop("max_gb", MOST_GB)
-    if given or not isinstance(max_gb, int | float) or max_gb < 0:
-        raise UserError(f"data.image_cache is {settings!r}: give False, or a dict with folder and max_gb (at least 0)")
-    return ImageCache.within(Path(folder) if folder else None, max_gb, ranks)
-
-
-class PreparedImages(Dataset[Sample]):
-    """Images of an mmdet data set up to where the device takes over; indexed by epoch and index.
-
-    Raises:
-        CannotSplitError: if the data set's class or pipeline leaves no room for that.
-    """
-
-    def __init__(self, dataset: Any, cache: ImageCache | None, seed: int) -> None:
-        self.dataset = dataset
-        source = dataset.dataset if type(dataset) is RepeatDataset else dataset
-        kind = type(source)
-        if not isinstance(source, CustomDataset):
-            raise CannotSplitError(f"the data set {kind.__name__}")
-        if (kind.__getitem__, kind.prepare_train_img) != (CustomDataset.__getitem__, CustomDataset.prepare_train_img):
-            raise CannotSplitError(f"the data set {kind.__name__}, which prepares images in its own way")
-        if source.proposals is not None:
-            raise CannotSplitError("proposals")
-        self.source = source
-        self.split: Split = split(source.pipeline.transforms)
-        self.cache = cache
-        self.seed = seed % 2**63
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, place: tuple[int, int]) -> Sample:
-        """The image at `(epoch, index)`, with what is random drawn from these and the seed alone."""
-        epoch, index = place
-        draws = np.random.SeedSequence((self.seed, epoch, index))
-        with _drawing(draws) if self.split.middle else nullcontext():
-            results = self._after_middle(index % len(self.source))
-        return self._sample(results, np.random.default_rng(draws))
-
-    def _after_middle(self, index: int) -> dict[str, Any]:
-        while True:
-            before = self._before_middle(index)
-            results = self._through_middle(before) if self.split.middle else before
-            if results is not None:
-                return results
-            index = self.source._rand_another(index)  # as mmdet does
-
-    def _through_middle(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        for name in results["mask_fields"]:
-            packed = results[name]
-            results[name] = BitmapMasks(packed.unpack(), packed.height, packed.width)
-        for transform in self.split.middle:
-            changed = transform(results)
-            if changed is None:
-                return None
-            results = changed
-        return results
-
-    def _before_middle(self, index: int) -> dict[str, Any]:
-        """What mmdet's pipeline holds after the deterministic part, masks packed."""
-        results: dict[str, Any] = {
-            "img_info": self.source.data_infos[index],
-            "ann_info": self.source.get_ann_info(index),
-        }
-        self.source.pre_pipeline(results)
-        if self.cache is not None:
-            key = key_of(results, self.split.settings)
-            found = self.cache.read(key)
-            if found is not None:
-                return {**results, **found}
-        for transform in self.split.once:
-            made = transform(results)
-            assert made is not None
-            results = made
-        for name in results["mask_fields"]:
-            results[name] = PackedMasks.of(results[name].masks)
-        if self.cache is not None:
-            self.cache.keep(key, results)
-        return results
-
-    def _sample(self, results: dict[str, Any], generator: np.random.Generator) -> Sample:
-        on_device = self.split.on_device
-        image, shape = results["img"], results["img_shape"]
-        direction = results.get("flip_direction") if "flip" in results else on_device.draw_flip(generator)
-        masks = results.get("gt_masks") if "gt_masks" in on_device.keys else None
-        if isinstance(masks, BitmapMasks):
-            masks = PackedMasks.of(masks.masks)
-        return Sample(
-            image=image,
-            boxes={
-                key: on_device.flip_boxes(results[key], shape, direction)
-                for key in ("gt_bboxes", "gt_bboxes_ignore")
-                if key in on_device.keys
-            },
-            labels=results["gt_labels"] if "gt_labels" in on_device.keys else None,
-            masks=masks,
-            meta=on_device.describe(results, direction),
-            padded=on_device.padded(image.shape)[:2],  # type: ignore[arg-type]
-            direction=direction if on_device.flip is not None else None,
+    number = isinstance(max_gb, int | float) and not isinstance(max_gb, bool)
+    if given or not isinstance(folder, str | None) or not number or max_gb < 0:
+        raise UserError(
+            f"data.image_cache is {settings!r}: give False, or a dict with folder, max_gb (at least 0), or both"
         )
+    root = Path(folder) if folder else default_folder()
+    group = digest(os.path.abspath(images.source.ann_file), images.split.settings)
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    try:
+        cache = ImageCache.within(root, group, images.bytes_needed(), max_gb=max_gb, processes=local_ranks)
+    except OSError as error:
+        reason = f"cannot keep images in {root}: {(error.strerror or str(error)).lower()}"
+        if folder:
+            raise UserError(f"{reason}; give data.image_cache another folder, or False") from error
+        console.print(f"data: {reason}; each is decoded anew every time", markup=False)
+        return None
+    console.print(
+        f"data: decoded images are kept in {root} ({cache.budget * local_ranks / 1e9:.0f} GB left)", markup=False
+    )
+    return cache
 
 
 class DeviceLoader:
@@ -176,13 +89,13 @@ class DeviceLoader:
         self.sampler = self  # training tells a loader's sampler the epoch
         self.device = device
         self._normalization = Normalization.of(images.split.on_device.normalize, device)
-        self._order = _EpochSampler(sampler)
+        self._order = EpochSampler(sampler)
         self._batches = DataLoader(
             images,
             batch_size=batch,
             sampler=self._order,
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=_collate,
             pin_memory=device.type == "cuda",
             worker_init_fn=_start_worker,
             persistent_workers=workers > 0,
@@ -196,19 +109,30 @@ class DeviceLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Batches as a detector takes them.
+
+        Raises:
+            UserError: if an image cannot be prepared.
+        """
         if self.device.type != "cuda":
-            for host in self._batches:
+            for host in self._whole_batches():
                 yield finish(host, self._normalization)
             return
         stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         sent: tuple[dict[str, Any], torch.cuda.Event] | None = None
-        for host in self._batches:
+        for host in self._whole_batches():
             following = self._send(host, stream)
             if sent is not None:
                 yield self._received(*sent)
             sent = following
         if sent is not None:
             yield self._received(*sent)
+
+    def _whole_batches(self) -> Iterator[HostBatch]:
+        for batch in self._batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
     def _send(self, host: HostBatch, stream: torch.cuda.Stream) -> tuple[dict[str, Any], torch.cuda.Event]:
         with torch.cuda.stream(stream):
@@ -227,43 +151,17 @@ class DeviceLoader:
         return data
 
 
-class _EpochSampler(torch.utils.data.Sampler[tuple[int, int]]):
-    """Indices of a sampler with the epoch beside each, for workers that live through many epochs."""
-
-    def __init__(self, sampler: Any) -> None:
-        self._sampler = sampler
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-        if hasattr(self._sampler, "set_epoch"):
-            self._sampler.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self._sampler)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self._epoch, int(index)) for index in self._sampler)
+def _collate(prepared: list[Prepared]) -> HostBatch | UserError:
+    """A batch, or what is wrong with an image of it."""
+    samples = []
+    for each in prepared:
+        if isinstance(each, UserError):
+            return each
+        samples.append(each)
+    return collate(samples)
 
 
 def _start_worker(_: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)  # there are as many workers as cores
-
-
-@contextmanager
-def _drawing(draws: np.random.SeedSequence) -> Iterator[None]:
-    """Seeds the generators that mmdet's transforms draw from, and puts them back."""
-    generator = torch.default_generator
-    before = random.getstate(), np.random.get_state(), generator.get_state()
-    words = draws.generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(words[1])
-    generator.manual_seed(int(words[2]))
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        generator.set_state(before[2])

@@ -5,11 +5,13 @@ One file for each image, written whole. Any number of processes may use the same
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from sparsevit.openmmlab.packed_masks import PackedMasks
 FORMAT = 1  # of the files; raised when they change
 SHARE = 0.6  # of the free disk
 MOST_GB = 200.0
+STALE_S = 3600.0  # a part of a file that was not renamed by then never will be
+_GROUP = "images-"
 _ELSEWHERE = ("img_info", "ann_info", "img_prefix", "seg_prefix", "proposal_file", "proposals")
 
 
@@ -37,16 +41,20 @@ def key_of(results: dict[str, Any], settings: Any) -> str:
     info = results["img_info"]
     path = os.path.abspath(os.path.join(results["img_prefix"] or "", info["filename"]))
     status = os.stat(path)
-    content = [FORMAT, path, status.st_size, status.st_mtime_ns, info, results["ann_info"], settings]
-    return hashlib.blake2b(json.dumps(content, default=_plain).encode(), digest_size=20).hexdigest()
+    return digest(FORMAT, path, status.st_size, status.st_mtime_ns, info, results["ann_info"], settings)
+
+
+def digest(*content: Any) -> str:
+    """A short name for values that JSON and arrays can express; another one for other values."""
+    return hashlib.blake2b(json.dumps(content, default=_plain).encode(), digest_size=16).hexdigest()
 
 
 class ImageCache:
-    """A folder of at most `budget` bytes that this process and the workers it starts may add.
+    """A folder that this process and the workers it starts may fill with at most `budget` more bytes.
 
     Args:
         folder: made when the first image is kept.
-        budget: bytes; an image beyond it is not kept.
+        budget: an image beyond it is not kept.
     """
 
     def __init__(self, folder: Path, budget: int) -> None:
@@ -55,17 +63,30 @@ class ImageCache:
         self._added = multiprocessing.Value("q", 0)
 
     @classmethod
-    def within(cls, folder: Path | None = None, max_gb: float = MOST_GB, processes: int = 1) -> ImageCache:
-        """A cache whose folder may take 60 % of the disk that is free without it, and at most `max_gb` (10^9 bytes).
+    def within(cls, root: Path, group: str, needed: int, *, max_gb: float = MOST_GB, processes: int = 1) -> ImageCache:
+        """The cache of a group of images below `root`, which altogether may take 60 % of the disk that is free without
+        it, and at most `max_gb` (10^9 bytes). If that is too little, the groups used longest ago are removed.
 
         Args:
-            processes: how many share what is left.
+            group: tells these images from others, as from `digest`.
+            needed: bytes that this group will have at the end, about.
+            processes: how many fill the folder, this one among them; each gets its share of what is left.
+
+        Raises:
+            OSError: if the folder cannot be made or changed.
         """
-        folder = folder or default_folder()
-        used = size_of(folder)
-        existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-        most = min(max_gb * 1e9, SHARE * (shutil.disk_usage(existing).free + used))
-        return cls(folder, max(0, int(most - used)) // processes)
+        folder = root / f"{_GROUP}{group}"
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+        used = {place: _size_of(place) for place in root.glob(f"{_GROUP}*") if place.is_dir()}
+        most = min(max_gb * 1e9, SHARE * (shutil.disk_usage(root).free + sum(used.values())))
+        own = used.pop(folder, 0)
+        for place in sorted(used, key=_time_of):
+            if sum(used.values()) + max(needed, own) <= most:
+                break
+            shutil.rmtree(place, ignore_errors=True)
+            del used[place]
+        return cls(folder, int(max(0, most - own - sum(used.values()))) // processes)
 
     def read(self, key: str) -> dict[str, Any] | None:
         """What was kept under `key`, masks packed; None if nothing was, or it cannot be read."""
@@ -111,8 +132,9 @@ class ImageCache:
             temporary.write_bytes(content)
             os.replace(temporary, file)
         except OSError:  # full, or not ours to write to: training goes on without
-            temporary.unlink(missing_ok=True)
-            self._reserve(self.budget + 1 - self._added.value)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            self._added.value = self.budget
 
     def _reserve(self, size: int) -> bool:
         with self._added.get_lock():
@@ -125,16 +147,29 @@ class ImageCache:
         return self.folder / key[:2] / f"{key[2:]}.safetensors"
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder; 0 if there is none."""
+def _size_of(folder: Path) -> int:
+    """Bytes of all images of a group; parts that a stopped process left behind are removed."""
     total = 0
+    now = time.time()
     for place, _, names in os.walk(folder):
         for name in names:
+            file = os.path.join(place, name)
             try:
-                total += os.stat(os.path.join(place, name)).st_size
-            except OSError:  # renamed meanwhile
+                status = os.stat(file)
+                if name.endswith(".part") and now - status.st_mtime > STALE_S:
+                    os.unlink(file)
+                    continue
+            except OSError:  # renamed or removed meanwhile
                 continue
+            total += status.st_size
     return total
+
+
+def _time_of(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:  # removed meanwhile
+        return 0.0
 
 
 def _plain(value: Any) -> Any:

@@ -153,7 +153,8 @@ class SparseSwin(nn.Module):
             self.absolute_pos_embed = None
         self.drop_after_pos = nn.Dropout(drop_rate)
 
-        drop_paths = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        last = max(sum(depths) - 1, 1)
+        drop_paths = [drop_path_rate * i / last for i in range(sum(depths))]
         self.stages = nn.ModuleList()
         for number, (channels, depth, heads) in enumerate(zip(self.num_features, depths, num_heads, strict=True)):
             blocks = [

@@ -78,6 +78,8 @@ def run_block(block: Any, x_BHWC: Tensor, window: int, shift: int, order: Tensor
     padded = pad(x_BHWC, window).roll((-shift, -shift), (1, 2))
     full_height, full_width = padded.shape[1:3]
     windows = cut(padded, window)
+    # In Swin's order the norm comes first and zeros are padded to its output.
+    real = cut(pad(torch.ones_like(x_BHWC[..., :1]), window).roll((-shift, -shift), (1, 2)), window)
     masks = shift_mask(full_height, full_width, window, shift) if shift else None
     outs = []
     for i, image in enumerate(windows):
@@ -85,7 +87,10 @@ def run_block(block: Any, x_BHWC: Tensor, window: int, shift: int, order: Tensor
         if order is not None:
             kept = order[i][: max(1, math.floor(len(image) * (1 - ratio)))]
         active = image[kept]
-        attended = attention(block.attn.w_msa, block.norm1(active), None if masks is None else masks[kept], window)
+        normed = block.norm1(active)
+        if not block.pad_before_norm:
+            normed = normed * real[i][kept]
+        attended = attention(block.attn.w_msa, normed, None if masks is None else masks[kept], window)
         active = active + attended
         active = active + block.ffn.layers(block.norm2(active))
         outs.append(image.index_put((kept,), active))
@@ -106,6 +111,9 @@ def forward(model: Any, image: Tensor, window: int) -> list[Tensor]:
     patch = model.patch_embed.patch
     x = model.patch_embed.projection(F.pad(image, (0, -image.shape[3] % patch, 0, -image.shape[2] % patch)))
     x = model.patch_embed.norm(x.permute(0, 2, 3, 1))
+    if model.absolute_pos_embed is not None:
+        position = F.interpolate(model.absolute_pos_embed, size=x.shape[1:3], mode="bicubic", align_corners=False)
+        x = x + position.permute(0, 2, 3, 1)
     outs = []
     for i, (stage, ratios) in enumerate(zip(model.stages, model.sparsity.stages, strict=True)):
         orders: list[Tensor] | None = None
@@ -115,7 +123,8 @@ def forward(model: Any, image: Tensor, window: int) -> list[Tensor]:
                 orders = [order_of_windows(x, window, shift) for shift in (0, window // 2)]
             shift = window // 2 if number % 2 else 0
             x = run_block(block, x, window, shift, None if orders is None else orders[number % 2], ratio)
-        outs.append(getattr(model, f"norm{i}")(x).permute(0, 3, 1, 2))
+        if i in model.out_indices:
+            outs.append(getattr(model, f"norm{i}")(x).permute(0, 3, 1, 2))
         if stage.downsample is not None:
             x = merge(stage.downsample, x)
     return outs

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparsevit.model.block import SwinBlock
 from sparsevit.model.windows import partition, rank_windows, token_magnitude, window_table
 
 CPU = torch.device("cpu")
@@ -47,15 +48,48 @@ def test_masks_are_swins(size: tuple[int, int], window: int, reference: ModuleTy
     assert window_table(*size, window, 0, CPU).masks is None
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("shift", [0, 3])
-def test_ranking_equals_brute_force(size: tuple[int, int], shift: int) -> None:
-    magnitude = torch.rand(3, size[0] * size[1], generator=torch.Generator().manual_seed(1))
-    table = window_table(*size, 7, shift, CPU)
-    ranking = rank_windows(magnitude, table)
-    for image, ranked in zip(magnitude.tolist(), ranking.tolist(), strict=True):
-        norms = [sum(image[t] ** 2 for t in row if t < len(image)) ** 0.5 for row in table.index.tolist()]
-        assert ranked == sorted(range(len(norms)), key=norms.__getitem__, reverse=True)
+@given(st.data(), sides, sides, st.integers(2, 7), st.booleans())
+def test_ranking_equals_brute_force(data: st.DataObject, height: int, width: int, window: int, shifted: bool) -> None:
+    table = window_table(height, width, window, window // 2 if shifted else 0, CPU)
+    # Small whole numbers: sums are exact, and windows of the same activity are frequent.
+    values = st.lists(st.integers(0, 3), min_size=height * width, max_size=height * width)
+    images = data.draw(st.lists(values, min_size=1, max_size=2))
+    ranking = rank_windows(torch.tensor(images, dtype=torch.float32), table)
+    for image, ranked in zip(images, ranking.tolist(), strict=True):
+        scores = [sum(image[t] ** 2 for t in row if t < len(image)) for row in table.index.tolist()]
+        assert ranked == sorted(range(len(scores)), key=lambda i: (-scores[i], i))  # of equals, the first
+
+
+def block(window: int, shift: int, **arguments: bool) -> SwinBlock:
+    settings = {"qkv_bias": True, "qk_scale": None, "drop": 0.0, "attn_drop": 0.0, "drop_path": 0.0, "with_cp": False}
+    settings |= {"pad_before_norm": True}
+    torch.manual_seed(0)
+    return SwinBlock(4, 2, window=window, shift=shift, hidden=8, **{**settings, **arguments}).eval()
+
+
+@given(st.data(), sides, sides, st.integers(2, 7), st.booleans())
+@torch.no_grad()
+def test_gather_then_scatter_is_the_identity_and_touches_kept_windows_alone(
+    data: st.DataObject, height: int, width: int, window: int, shifted: bool
+) -> None:
+    shift, tokens = window // 2 if shifted else 0, height * width
+    table = window_table(height, width, window, shift, CPU)
+    order = st.permutations(range(table.windows)).map(lambda windows: windows[: max(1, len(windows) // 2)])
+    kept = torch.tensor([data.draw(order) for _ in range(2)])
+    before = torch.randn(2, tokens + table.padded, 4, generator=torch.Generator().manual_seed(tokens))
+    before[:, tokens:] = 0
+    inside = torch.zeros(2, tokens, dtype=torch.bool)
+    for image, windows in enumerate(kept):
+        inside[image, table.index[windows][table.index[windows] < tokens]] = True
+
+    model = block(window, shift)
+    after = model(before.clone(), table, kept)
+    assert torch.equal((after != before)[:, :tokens].any(-1), inside)
+    assert not after[:, tokens:].any()  # the spare row is zeros again
+    for branch in (model.attn.w_msa.proj, model.ffn.layers[1]):
+        branch.weight.zero_()
+        branch.bias.zero_()
+    assert torch.equal(model(before.clone(), table, kept), before)
 
 
 def test_magnitudes_of_half_precision_do_not_overflow() -> None:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from mmcv.runner import DistSamplerSeedHook, build_optimizer, build_runner
 from mmcv.utils import Config
-from mmdet.datasets import build_dataloader
 from torch import nn
 
 from sparsevit.console import console, progress
 from sparsevit.errors import UserError, first_line
+from sparsevit.openmmlab.coco_loader import device_loader
 from sparsevit.openmmlab.config import build_model
 from sparsevit.openmmlab.datasets import training_dataset
 from sparsevit.openmmlab.evaluation import DetectorEvaluation
@@ -34,6 +34,7 @@ from sparsevit.openmmlab.hooks import (
 )
 from sparsevit.openmmlab.parallel import ManyRanks, OneDevice, init_ranks, own_device
 from sparsevit.openmmlab.runner import resume
+from sparsevit.openmmlab.seeding import seeded_loader
 from sparsevit.openmmlab.training_forms import by_epochs, scale_rate, training_form
 from sparsevit.sparsity import Sparsity
 
@@ -194,15 +195,13 @@ def _loader(dataset: Any, config: Any, rank: int, ranks: int, device: torch.devi
     batch = config.data.samples_per_gpu
     if hasattr(dataset, "loader"):
         return dataset.loader(batch, rank, ranks, device)
-    return build_dataloader(
-        dataset,
-        batch,
-        config.data.get("workers_per_gpu", 2),
-        dist=ranks > 1,
-        shuffle=True,
-        seed=seed,
-        persistent_workers=config.data.get("workers_per_gpu", 2) > 0,
-    )
+    workers = config.data.get("workers_per_gpu", 2)
+    if config.data.get("device_pipeline", True):
+        cache = config.data.get("image_cache", True)
+        loader = device_loader(dataset, batch, workers, rank, ranks, device, seed, cache)
+        if loader is not None:
+            return loader
+    return seeded_loader(dataset, batch, workers, rank, ranks, seed)
 
 
 @contextmanager

@@ -50,18 +50,19 @@ def on_target(subject: nn.Module, target: Target, clock: Clock) -> Iterator[tupl
                 backbone = detector.backbone.to(dtype)
                 ready = _end_to_end(detector, images, engine.build(backbone, images.to(dtype), True))
             else:
-                ready = engine.build(module.to(device=device, dtype=dtype), noise(target).to(device, dtype), False)
+                ready = engine.build(module.to(device=device, dtype=dtype), noise(target), False)
             yield ready, cuda_stopwatch if target.on_gpu else clock_stopwatch(clock)
     finally:
         torch.set_num_threads(threads)
 
 
 def noise(target: Target) -> Tensor:
-    """Images of normal noise, shape `(B, 3, H, W)`, float32; always the same."""
+    """Images of normal noise, shape `(B, 3, H, W)`, on the target's device in its dtype; always the same there."""
     import torch
 
-    generator = torch.Generator().manual_seed(INPUT_SEED)
-    return torch.randn(target.batch, 3, *target.size, generator=generator)
+    generator = torch.Generator(target.device).manual_seed(INPUT_SEED)
+    dtype = getattr(torch, target.dtype)
+    return torch.randn(target.batch, 3, *target.size, generator=generator, device=target.device, dtype=dtype)
 
 
 def _end_to_end(detector: SparseDetector, images: Tensor, prepare: Prepare) -> Ready:

@@ -246,13 +246,21 @@ class SparsitySpace:
         """The levels of a sparsity of this space; `decode` reads them back."""
         return tuple(self.grid.index(value) for value in self.check(sparsity).flat)
 
+    @cached_property
+    def stage_levels(self) -> tuple[NDArray[np.uint8], ...]:
+        """Every choice of each stage as levels, shape `(choices, layers of the stage)`, in lexicographic order.
+
+        A space is the product of its stages' choices: a sparsity of millions is one index for each stage.
+        """
+        every = range(len(self.grid))
+        return tuple(
+            np.array(list(combinations_with_replacement(every, count)), np.uint8).reshape(-1, count)
+            for count in self.layers
+        )
+
     def all_levels(self) -> NDArray[np.uint8]:
         """Every sparsity as levels, in the order of iteration; shape `(len(space), layers)`."""
-        table = np.zeros((1, 0), np.uint8)
-        for count in self.layers:
-            stage = np.array(list(combinations_with_replacement(range(len(self.grid)), count)), np.uint8)
-            table = np.concatenate([np.repeat(table, len(stage), axis=0), np.tile(stage, (len(table), 1))], axis=1)
-        return table
+        return product_levels(self.stage_levels, np.arange(len(self)))
 
     def kept_table(self, windows: Sequence[int]) -> NDArray[np.int64]:
         """Windows kept by layer and grid value, shape `(layers, grid)`: `kept_table[l, levels[l]]` are layer l's."""
@@ -263,6 +271,21 @@ class SparsitySpace:
         """How many sparsities differ in the windows they keep at this image size."""
         distinct = (len({kept_windows(count, value) for value in self.grid}) for count in windows)
         return math.prod(math.comb(n + count - 1, count) for n, count in zip(distinct, self.layers, strict=True))
+
+
+def product_levels(stages: Sequence[NDArray[np.uint8]], numbers: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+    """Levels, shape `(N, L)`, of the `numbers`, shape `(N,)`, in the product of stages' choices; the last runs fastest.
+
+    Args:
+        stages: choices of each stage, shape `(choices, layers of the stage)`, as `SparsitySpace.stage_levels` has them.
+    """
+    table = np.empty((len(numbers), sum(stage.shape[1] for stage in stages)), np.uint8)
+    end, rest = table.shape[1], np.asarray(numbers)
+    for stage in reversed(stages):
+        rest, choice = np.divmod(rest, len(stage))
+        table[:, end - stage.shape[1] : end] = stage[choice]
+        end -= stage.shape[1]
+    return table
 
 
 def repair(stages: Iterable[Iterable[Any]]) -> Sparsity:

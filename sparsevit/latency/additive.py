@@ -1,110 +1,155 @@
-"""The statistics of the latency model: which configurations to measure, and one number per layer and ratio from them.
+"""The statistics of the latency model: from measurements to one number per layer and ratio.
 
 Inside a stage, latencies telescope over its sorted ratios: with three layers, f(a,b,c) = f(a,a,a) + f(0,b,b) - f(0,a,a)
 + f(0,0,c) - f(0,0,b). Sorted by ratio, that is one term per layer: c_j(r), the tail of ratio r from layer j on, less
-the tail from layer j + 1. So layers add up as stages do, and least squares finds the terms from any measurements.
+the tail from layer j + 1; ranking, which a stage pays once, falls to its last layer, as that is pruned if any is. So
+layers add up as stages do, whatever their number, and measurements of any configurations tell of the terms.
 
-L layers, G grid values, N measurements.
+L layers, G grid values, S stages, N measurements, P coefficients.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from decimal import Decimal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsevit.latency.design import positions
 from sparsevit.sparsity import Sparsity, SparsitySpace
 
 Array = NDArray[np.float64]
 
-RANK = 1e-10  # share of the largest singular value below which one counts as 0
-TRIES = 20
-PENALTIES = np.geomspace(1e-9, 1e6, 61)
+VARIANCES = (0.0, *np.geomspace(1e-3, 1e9, 19))
+"""Of a group's coefficients, in units where 1 shows in the measurements as much as their noise does."""
+
+SWEEPS = 3
+EVIDENCE = 6.0
+"""What -2 log likelihood must fall by before repeats count: about one chance in a hundred that it is luck."""
+
+SURE = 3.0
+"""Standard deviations by which more pruning has to be slower for that to be believed."""
+
+MAX_SAMPLES = 4.0
+"""A configuration counts as measured at most so many times as often as the median one: models err, not noise alone."""
 
 
-def tails(space: SparsitySpace, windows: Sequence[int]) -> list[Sparsity]:
-    """The cells of the model: each layer with all later ones of its stage at each ratio, everything else dense.
+Rows = tuple[tuple[float, ...], ...]
 
-    Of ratios that keep the same windows, only the smallest is there.
+
+@dataclass(frozen=True)
+class Terms:
+    """What latencies are the sum of, ms.
+
+    Attributes:
+        dense_ms: the dense latency.
+        cells: what each grid value in each layer adds to it (mostly below 0), shape `(L, G)`.
+        repeats: what a layer adds that keeps as many windows as the layer before it, both pruned, shape `(S, G)`.
     """
-    kept = space.kept_table(windows)
-    found = []
-    for layer, (stage, within) in enumerate(_positions(space)):
-        for level in _distinct(kept[layer], windows[stage]):
-            stages = [[Decimal(0)] * count for count in space.layers]
-            stages[stage][within:] = [space.grid[level]] * (space.layers[stage] - within)
-            found.append(Sparsity(tuple(map(tuple, stages))))
-    return found
+
+    dense_ms: float
+    cells: Rows
+    repeats: Rows
+
+    def of(self, space: SparsitySpace, levels: NDArray[np.integer[Any]]) -> Array:
+        """The sums, ms, shape `(N,)`, for levels of shape `(N, L)`, sorted inside every stage."""
+        found = np.full(len(levels), self.dense_ms)
+        for layer, (stage, within) in enumerate(positions(space)):
+            now = levels[:, layer]
+            found += np.array(self.cells[layer])[now]
+            if within and any(self.repeats[stage]):
+                found += np.where(now == levels[:, layer - 1], np.array(self.repeats[stage])[now], 0.0)
+        return found
+
+    def of_stages(self, space: SparsitySpace) -> list[Array]:
+        """What every choice of each stage adds to the dense latency, ms, in the order of `space.stage_levels`."""
+        found, start = [], 0
+        for stage, levels in enumerate(space.stage_levels):
+            sums = np.zeros(len(levels))
+            for within in range(levels.shape[1]):
+                sums += np.array(self.cells[start + within])[levels[:, within]]
+                if within:
+                    same = levels[:, within] == levels[:, within - 1]
+                    sums += np.where(same, np.array(self.repeats[stage])[levels[:, within]], 0.0)
+            found.append(sums)
+            start += levels.shape[1]
+        return found
 
 
-def draw(
-    space: SparsitySpace, windows: Sequence[int], count: int, seed: int, besides: Sequence[Sparsity] = ()
-) -> list[Sparsity]:
-    """Up to `count` random sparsities that keep other windows than each other and than those of `besides`."""
-    rng = random.Random(seed)
-    seen = {sparsity.kept(windows) for sparsity in besides}
-    found: list[Sparsity] = []
-    for _ in range(TRIES * count):
-        if len(found) == count:
-            break
-        sparsity = space.sample(rng)
-        if sparsity.kept(windows) not in seen:
-            seen.add(sparsity.kept(windows))
-            found.append(sparsity)
-    return found
+@dataclass(frozen=True)
+class _Group:
+    """Coefficients of one kind, drawn from one distribution: columns `(N, C)`, and what each adds to the terms."""
+
+    columns: Array
+    cells: Array  # (C, L, G)
+    repeats: Array  # (C, S, G)
+    free: bool = False
 
 
-def fit_table(
-    space: SparsitySpace, windows: Sequence[int], sparsities: Sequence[Sparsity], ms: Array, samples: Array
-) -> tuple[float, Array]:
-    """The dense latency and the change that each layer's ratio makes to it, ms, shape `(L, G)`.
+def fit_terms(
+    space: SparsitySpace,
+    windows: Sequence[int],
+    sparsities: Sequence[Sparsity],
+    ms: Array,
+    samples: Array,
+    *,
+    launches: bool = False,
+) -> Terms:
+    """The terms that explain measured latencies best.
 
-    Every layer starts from a straight line, cost per kept window, and every stage from one cost of ranking and
-    gathering, paid if anything in it is pruned. Each cell may leave that line as far as the measurements carry it:
-    generalised cross-validation says how far. At last, more pruning in a layer is made never slower than less, save for
-    the step from none.
+    Every stage starts from a straight line, a cost per kept window. On top come, each as large as the measurements
+    say (restricted maximum likelihood): costs of ranking and of gathering; steps that the layers of a stage share, as
+    they run the same kernels on the same shapes; what is a layer's own; and, if there is evidence for it, what
+    layers save that keep the windows of the layer before. So a stage of nine layers needs little more measuring than
+    one of three, and noise is smoothed as far as it is noise. At last, more pruning in a layer is made never slower
+    than less, save for the step from none, and for steps that the measurements leave no doubt about.
 
     Args:
         sparsities: what was measured, N of them; they need not lie in the space.
         ms: their latencies, shape `(N,)`. Errors are taken to be relative to them.
         samples: how many samples each is the median of, shape `(N,)`.
+        launches: whether latencies depend on which layers are pruned alone, not on how much, as the work of a host does
+            that launches kernels.
     """
-    kept = space.kept_table(windows)
-    positions = _positions(space)
-    totals = np.array([windows[stage] for stage, _ in positions])
     measured = np.array([sparsity.kept(windows) for sparsity in sparsities])
-    cells = [(layer, int(k)) for layer in range(len(kept)) for k in np.unique(kept[layer]) if k < totals[layer]]
-    last = [layer for layer, (stage, within) in enumerate(positions) if within == space.layers[stage] - 1]
+    weight = np.sqrt(np.minimum(samples, MAX_SAMPLES * np.median(samples))) / ms
+    groups = _groups(space, windows, measured)
+    additive = _Fit([groups[0], groups[2]] if launches else groups[:-1], ms, weight)
+    fit = additive
+    if not launches and groups[-1].columns.any():
+        repeating = _Fit(groups, ms, weight)
+        fit = repeating if additive.score - repeating.score > EVIDENCE else additive
+    dense_ms = float(fit.coefficients[0])
+    cells = np.tensordot(fit.coefficients, fit.cells, 1)
+    repeats = np.tensordot(fit.coefficients, fit.repeats, 1)
+    kept = space.kept_table(windows)
+    for layer, row in enumerate(cells):
+        counts = np.unique(kept[layer])[::-1]  # falling, as pruning grows
+        some = [int(np.argmax(kept[layer] == count)) for count in counts if count < windows[positions(space)[layer][0]]]
+        steps = np.diff(fit.cells[:, layer, some], axis=1)  # (P, steps)
+        sure = SURE * np.sqrt(np.maximum(np.einsum("ps,pq,qs->s", steps, fit.covariance, steps), 0))
+        row[some] = falling(row[some], np.diff(row[some]) > np.maximum(sure, 1e-9 * dense_ms))
+        for level in some:
+            row[kept[layer] == kept[layer, level]] = row[level]
+    return Terms(dense_ms, _rows(cells), _rows(repeats))
 
-    lines = np.column_stack([np.ones(len(measured)), 1 - measured / totals, measured[:, last] < totals[last]])
-    in_cell = np.zeros((len(measured), len(cells)))
-    for column, (layer, count) in enumerate(cells):
-        in_cell[:, column] = measured[:, layer] == count
-    weight = np.sqrt(samples) / ms
-    line, deviation = _ridge(lines * weight[:, None], in_cell * weight[:, None], ms * weight)
-    pruned = kept < totals[:, None]
-    slopes, overheads = line[1 : 1 + len(kept)], line[1 + len(kept) :]
-    table = slopes[:, None] * (1 - kept / totals[:, None])
-    table[last] += overheads[:, None] * pruned[last]
-    for (layer, count), change in zip(cells, deviation, strict=True):
-        table[layer, kept[layer] == count] += change
-    for row, some in zip(table, pruned, strict=True):
-        row[some] = falling(row[some])
-    return float(line[0]), table
 
+def falling(values: Array, rises: NDArray[np.bool_] | None = None) -> Array:
+    """The non-increasing sequence nearest to `values` in least squares: pool adjacent violators.
 
-def falling(values: Array) -> Array:
-    """The non-increasing sequence nearest to `values` in least squares: pool adjacent violators."""
-    pools: list[tuple[float, int]] = []
-    for value in values.tolist():
-        pools.append((value, 1))
-        while len(pools) > 1 and pools[-1][0] > pools[-2][0]:
-            (b, n), (a, m) = pools.pop(), pools.pop()
-            pools.append(((a * m + b * n) / (m + n), m + n))
-    return np.array([mean for mean, count in pools for _ in range(count)])
+    Args:
+        rises: where (between neighbours) it may rise nevertheless; nowhere by default.
+    """
+    pools: list[tuple[float, int, bool]] = []
+    for place, value in enumerate(values.tolist()):
+        starts = place == 0 or (rises is not None and bool(rises[place - 1]))
+        pools.append((value, 1, starts))
+        while not pools[-1][2] and pools[-1][0] > pools[-2][0]:
+            (b, n, _), (a, m, first) = pools.pop(), pools.pop()
+            pools.append(((a * m + b * n) / (m + n), m + n, first))
+    return np.array([mean for mean, count, _ in pools for _ in range(count)])
 
 
 def kendall(first: Array, second: Array) -> float:
@@ -115,37 +160,165 @@ def kendall(first: Array, second: Array) -> float:
     return float(a @ b / norm) if norm else float("nan")
 
 
-def _ridge(free: Array, bound: Array, y: Array) -> tuple[Array, Array]:
-    """Coefficients of free columns, and of columns drawn towards 0 as far as generalised cross-validation says."""
-    u, s, _ = np.linalg.svd(free, full_matrices=False)
-    basis = u[:, s > s[0] * RANK]
-
-    def aside(x: Array) -> Array:
-        return np.asarray(x - basis @ (basis.T @ x))
-
-    u, s, v = np.linalg.svd(aside(bound), full_matrices=False)
-    told = s > RANK * np.linalg.norm(bound)  # what the free columns do not explain already
-    u, s, v = u[:, told], s[told], v[told]
-    rest, along = aside(y), u.T @ aside(y)
-    outside = float(rest @ rest - along @ along)
-
-    def score(penalty: float) -> float:
-        shrunk = penalty / (s**2 + penalty)
-        freedom = len(y) - basis.shape[1] - float(np.sum(1 - shrunk))
-        return (max(outside, 0.0) + float(np.sum((shrunk * along) ** 2))) / float(max(freedom, 1e-9)) ** 2
-
-    penalties = PENALTIES * np.max(s, initial=0.0) ** 2
-    spare = len(y) - basis.shape[1] - len(s)
-    penalty = min(penalties, key=score) if spare > 0 else penalties[0]  # without spare measurements, nothing to go by
-    deviation = v.T @ (s / (s**2 + penalty) * along)
-    return np.linalg.lstsq(free, y - bound @ deviation, rcond=None)[0], deviation
+def _rows(table: Array) -> Rows:
+    return tuple(tuple(row) for row in table.tolist())
 
 
-def _positions(space: SparsitySpace) -> list[tuple[int, int]]:
-    """Stage, and place in it, of every layer."""
-    return [(stage, within) for stage, count in enumerate(space.layers) for within in range(count)]
+def _groups(space: SparsitySpace, windows: Sequence[int], measured: NDArray[np.int64]) -> list[_Group]:
+    """The constant, slopes, overheads, slopes of layers, shared steps, steps of layers, repeats."""
+    place, kept = positions(space), space.kept_table(windows)
+    totals = np.array([windows[stage] for stage, _ in place])
+    stages, layers, grid = len(space.layers), len(place), len(space.grid)
+    members = [[layer for layer, (stage, _) in enumerate(place) if stage == number] for number in range(stages)]
+    several = [number for number in range(stages) if len(members[number]) > 1]
+    counts = [[int(k) for k in np.unique(kept[of[0]]) if k < windows[s]] for s, of in enumerate(members)]
+
+    share, shares = 1 - measured / totals, 1 - kept / totals[:, None]
+    pruned, prunes = measured < totals, kept < totals[:, None]
+
+    def group(entries: Sequence[tuple[Array, Array]], *, free: bool = False) -> _Group:
+        """From pairs of columns `(N,)` and cells `(L, G)`; such as are all 0 are left out."""
+        entries = [one for one in entries if one[0].any()]
+        columns = np.array([column for column, _ in entries], np.float64).reshape(len(entries), len(measured)).T
+        cells = np.array([cell for _, cell in entries], np.float64).reshape(len(entries), layers, grid)
+        return _Group(columns, cells, np.zeros((len(entries), stages, grid)), free)
+
+    def only(table: NDArray[Any], of: Sequence[int]) -> Array:
+        """The rows of `of` in a table of all layers, the others 0."""
+        mask = np.zeros((layers, 1))
+        mask[list(of)] = 1
+        return np.asarray(table * mask, np.float64)
+
+    constant = group([(np.ones(len(measured)), np.zeros((layers, grid)))], free=True)
+    slopes = group([(share[:, of].sum(axis=1), only(shares, of)) for of in members], free=True)
+    overheads = group(
+        [(pruned[:, of].sum(axis=1), only(prunes, of)) for of in members]
+        + [(pruned[:, members[s][-1]], only(prunes, members[s][-1:])) for s in several]
+        + [(pruned[:, layer], only(prunes, [layer])) for s in several for layer in members[s][:-1]]
+    )
+    own_slopes = group([(share[:, layer], only(shares, [layer])) for s in several for layer in members[s]])
+    steps = group(
+        [
+            ((measured[:, of] == count).sum(axis=1), only(kept == count, of))
+            for s, of in enumerate(members)
+            for count in counts[s]
+        ]
+    )
+    own_steps = group(
+        [
+            (measured[:, layer] == count, only(kept == count, [layer]))
+            for s in several
+            for layer in members[s]
+            for count in counts[s]
+        ]
+    )
+    return [
+        constant,
+        slopes,
+        overheads,
+        own_slopes,
+        steps,
+        own_steps,
+        _repeats(several, members, counts, kept, measured),
+    ]
 
 
-def _distinct(kept: NDArray[np.int64], windows: int) -> list[int]:
-    """Levels that keep fewer windows than all and than every level before."""
-    return [level for level, count in enumerate(kept) if count < windows and count not in kept[:level]]
+def _repeats(
+    several: Sequence[int],
+    members: Sequence[Sequence[int]],
+    counts: Sequence[Sequence[int]],
+    kept: NDArray[np.int64],
+    measured: NDArray[np.int64],
+) -> _Group:
+    """One coefficient per stage for any repeat, and one per number of windows repeated."""
+    stages, (layers, grid) = len(members), kept.shape
+    columns, tables = [], []
+    for stage in several:
+        of = list(members[stage])
+        for which in (counts[stage], *([count] for count in counts[stage])):
+            now, before = measured[:, of[1:]], measured[:, of[:-1]]
+            columns.append(((now == before) & np.isin(now, which)).sum(axis=1))
+            tables.append(np.zeros((stages, grid)))
+            tables[-1][stage] = np.isin(kept[of[0]], which)
+    size = len(columns)
+    return _Group(
+        np.array(columns, np.float64).reshape(size, len(measured)).T,
+        np.zeros((size, layers, grid)),
+        np.array(tables, np.float64).reshape(size, stages, grid),
+    )
+
+
+class _Fit:
+    """A linear model whose groups of coefficients have variances of their own, by restricted maximum likelihood.
+
+    Attributes:
+        coefficients: shape `(P,)`; the constant is the first.
+        covariance: of the coefficients, shape `(P, P)`.
+        cells: what each coefficient adds to the cells, shape `(P, L, G)`; `repeats` likewise, `(P, S, G)`.
+        score: -2 log restricted likelihood, up to a constant.
+    """
+
+    def __init__(self, groups: Sequence[_Group], ms: Array, weight: Array) -> None:
+        free = [one for one in groups if one.free]
+        bound = [one for one in groups if not one.free and one.columns.shape[1]]
+        # Whitened, and in units of the mean, so that variances mean the same for every device.
+        self._y = ms * weight
+        self._free = np.hstack([one.columns for one in free]) * weight[:, None]
+        self._bound = [one.columns * weight[:, None] * float(ms.mean()) for one in bound]
+        self._kernels = []
+        for columns in self._bound:
+            kernel = columns @ columns.T
+            self._kernels.append(kernel / max(float(np.trace(kernel)) / len(ms), 1e-300))
+        variances = self._likeliest()
+        self.score = self._score(variances)
+        used = [
+            (one, columns, variance * len(ms) / float(np.sum(columns**2)))
+            for one, columns, variance in zip(bound, self._bound, variances, strict=True)
+            if variance > 0
+        ]
+        x = np.hstack([self._free, *(columns for _, columns, _ in used)])
+        precision = [np.zeros(self._free.shape[1]), *(np.full(c.shape[1], 1 / v) for _, c, v in used)]
+        normal = x.T @ x + np.diag(np.concatenate(precision))
+        inverse = np.linalg.pinv(normal, rcond=1e-14, hermitian=True)
+        rest = len(ms) - self._free.shape[1]
+        scale = np.concatenate([np.ones(self._free.shape[1]), *(np.full(c.shape[1], ms.mean()) for _, c, _ in used)])
+        self.coefficients = inverse @ (x.T @ self._y) * scale
+        sigma2 = max(self._quadratic(variances), 0.0) / max(rest, 1)
+        self.covariance = inverse * np.outer(scale, scale) * sigma2
+        chosen = [*free, *(one for one, _, _ in used)]
+        self.cells = np.concatenate([one.cells for one in chosen])
+        self.repeats = np.concatenate([one.repeats for one in chosen])
+
+    def _likeliest(self) -> list[float]:
+        """The variance of each group, one after the other, until none changes."""
+        found = [1.0] * len(self._kernels)
+        for _ in range(SWEEPS):
+            before = list(found)
+            for place in range(len(found)):
+                trials = [[*found[:place], value, *found[place + 1 :]] for value in VARIANCES]
+                found = min(trials, key=self._score)
+            if found == before:
+                break
+        return found
+
+    def _parts(self, variances: Sequence[float]) -> tuple[float, float, float]:
+        """log|V|, log|F'V^-1 F|, and the generalised residual sum of squares, for y ~ N(F b, V)."""
+        v = np.eye(len(self._y))
+        for kernel, variance in zip(self._kernels, variances, strict=True):
+            if variance:
+                v += variance * kernel
+        lower = np.linalg.cholesky(v)
+        f, y = np.split(np.linalg.solve(lower, np.column_stack([self._free, self._y])), [-1], axis=1)
+        u, s, _ = np.linalg.svd(f, full_matrices=False)
+        told = s > 1e-10 * s[0]
+        rest = y - u[:, told] @ (u[:, told].T @ y)
+        return 2 * float(np.log(np.diag(lower)).sum()), 2 * float(np.log(s[told]).sum()), float(np.sum(rest**2))
+
+    def _quadratic(self, variances: Sequence[float]) -> float:
+        return self._parts(variances)[2]
+
+    def _score(self, variances: Sequence[float]) -> float:
+        spread, known, rest = self._parts(variances)
+        freedom = max(len(self._y) - self._free.shape[1], 1)
+        floor = 1e-18 * float(self._y @ self._y)  # latencies without any noise, of a made-up device
+        return float(spread + known + freedom * np.log(max(rest, floor)))

@@ -7,6 +7,7 @@ Legend: N candidates, L layers, R ratios of the grid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,20 +16,32 @@ from numpy.typing import NDArray
 
 from sparsevit.errors import UserError
 from sparsevit.search.results import Bounds
-from sparsevit.sparsity import Sparsity, SparsitySpace
+from sparsevit.sparsity import Sparsity, SparsitySpace, product_levels
 
 Levels = NDArray[np.intp]
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
 """Latencies in ms, shape `(N,)`, of levels of shape `(N, L)`."""
 
 
+MOST = 200_000_000
+"""Configurations that a space may have: going through them takes a minute or two, and 4 GB."""
+
+CLOSE = 1e-9
+"""Sums of ratios that differ by less are equal."""
+
+CHUNK = 1 << 18
+"""Configurations whose levels are spelled out at a time; a space may have millions."""
+
+
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """All feasible configurations, fastest first.
 
+    A configuration is kept as one number, its place among the distinct ones of the space; levels are spelled out where
+    they are needed.
+
     Attributes:
         space: the space they come from.
-        levels: shape `(N, L)`; the standing-in levels of each, sorted inside stages.
         ms: shape `(N,)`; predicted latencies, increasing.
         reachable: lowest and highest predicted latency of the whole space, ms.
         distinct: configurations of the space that differ in the windows they keep.
@@ -36,17 +49,26 @@ class Candidates:
     """
 
     space: SparsitySpace
-    levels: NDArray[np.uint8]
     ms: NDArray[np.float64]
     reachable: tuple[float, float]
     distinct: int
     choices: tuple[NDArray[np.intp], ...]
     _canonical: NDArray[np.intp]  # (L, R): which level stands in for a level
-    _codes: NDArray[np.int64]  # (N,), sorted
-    _order: NDArray[np.intp]  # (N,): the row of each code
+    _stages: tuple[NDArray[np.uint8], ...]  # the choices of each stage that stand in for others, as levels
+    _numbers: NDArray[np.int32]  # (N,): of each candidate
+    _rows: NDArray[np.int32]  # (distinct,): the row of each number, -1 where it is infeasible
 
     def __len__(self) -> int:
         return len(self.ms)
+
+    @property
+    def levels(self) -> NDArray[np.uint8]:
+        """The standing-in levels of all, shape `(N, L)`, sorted inside stages."""
+        return self.levels_of(np.arange(len(self)))
+
+    def levels_of(self, rows: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """The standing-in levels of some, shape `(M,)` to `(M, L)`, sorted inside stages."""
+        return product_levels(self._stages, self._numbers[rows])
 
     def canonical(self, levels: NDArray[np.integer] | Sequence[Sequence[int]]) -> Levels:
         """The levels that stand in for `levels` of shape `(..., L)`, sorted inside every stage."""
@@ -55,51 +77,80 @@ class Candidates:
 
     def rows(self, levels: NDArray[np.integer] | Sequence[Sequence[int]]) -> NDArray[np.intp]:
         """Which candidate each of `levels`, shape `(M, L)`, is; -1 where it is infeasible. Shape `(M,)`."""
-        codes = _codes(self.canonical(levels), len(self.space.grid))
-        if not len(self):
-            return np.full(len(codes), -1)
-        place = np.minimum(np.searchsorted(self._codes, codes), len(self) - 1)
-        return np.where(self._codes[place] == codes, self._order[place], -1)
+        standing, end = self.canonical(levels), 0
+        numbers = np.zeros(len(standing), np.int64)
+        base = len(self.space.grid)
+        for stage in self._stages:
+            start, end = end, end + stage.shape[1]
+            place = np.searchsorted(_codes(stage, base), _codes(standing[:, start:end], base))
+            numbers = numbers * len(stage) + place
+        return self._rows[numbers].astype(np.intp)
 
     def row(self, sparsity: Sparsity) -> int:
         """Which candidate a sparsity is; -1 if it is infeasible."""
         return int(self.rows([self.space.encode(sparsity)])[0])
 
     def sparsity(self, row: int) -> Sparsity:
-        return self.space.decode(self.levels[row].tolist())
+        return self.space.decode(self.levels_of(np.array([row]))[0].tolist())
+
+    def nearest(self, levels: NDArray[np.integer], rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Those of `rows` whose ratios differ least from `levels`, shape `(L,)`, summed over layers; all if equal."""
+        grid = np.array([float(value) for value in self.space.grid])
+        wanted = grid[self.canonical(levels[None])[0]]
+        least, found = np.inf, rows[:0]
+        for start in range(0, len(rows), CHUNK):
+            part = rows[start : start + CHUNK]
+            distances = np.abs(grid[self.levels_of(part)] - wanted).sum(axis=1)
+            close = part[distances <= min(least, distances.min()) + CLOSE]
+            found = close if distances.min() < least - CLOSE else np.concatenate([found, close])
+            least = min(least, float(distances.min()))
+        return found
 
 
 def find_candidates(space: SparsitySpace, windows: Sequence[int], predict: Predict, bounds: Bounds) -> Candidates:
-    """Enumerate a space and keep what meets the bounds.
+    """Go through a space and keep what meets the bounds.
+
+    Takes about 20 bytes for each distinct configuration, so Swin-B's 17.7 million fit into half a gigabyte.
 
     Args:
         space: every configuration of it is considered.
         windows: windows of each stage at the target's image size.
         predict: the latency model.
         bounds: both included.
+
+    Raises:
+        UserError: if the space has too many configurations to go through.
     """
     kept = space.kept_table(windows)
     canonical = np.argmax(kept[:, :, None] == kept[:, None, :], axis=2)
-    levels = space.all_levels()
-    levels = levels[(canonical[np.arange(levels.shape[1]), levels] == levels).all(axis=1)]
-    ms = np.asarray(predict(levels), np.float64)
-    reachable, distinct = (float(ms.min()), float(ms.max())), len(ms)
-    feasible = (ms >= bounds.min_ms) & (ms <= bounds.max_ms)
-    levels, ms = levels[feasible], ms[feasible]
-    order = np.argsort(ms, kind="stable")
-    levels, ms = levels[order], ms[order]
-    codes = _codes(levels, len(space.grid))
-    by_code = np.argsort(codes)
+    choices = tuple(np.unique(row) for row in canonical)
+    _check_countable(space)
+    firsts = np.cumsum([0, *space.layers[:-1]])
+    stages = tuple(_choices(levels, choices[first]) for levels, first in zip(space.stage_levels, firsts, strict=True))
+    distinct = math.prod(map(len, stages))
+    numbers, latencies, ends = [], [], []
+    for start in range(0, distinct, CHUNK):
+        chunk = np.arange(start, min(start + CHUNK, distinct), dtype=np.int32)
+        ms = np.asarray(predict(product_levels(stages, chunk)), np.float64)
+        feasible = (ms >= bounds.min_ms) & (ms <= bounds.max_ms)
+        numbers.append(chunk[feasible])
+        latencies.append(ms[feasible])
+        ends += [float(ms.min()), float(ms.max())]
+    found, all_ms = np.concatenate(numbers), np.concatenate(latencies)
+    order = np.argsort(all_ms, kind="stable")
+    found = found[order]
+    rows = np.full(distinct, -1, np.int32)
+    rows[found] = np.arange(len(found), dtype=np.int32)
     return Candidates(
         space=space,
-        levels=levels,
-        ms=ms,
-        reachable=reachable,
+        ms=all_ms[order],
+        reachable=(min(ends), max(ends)),
         distinct=distinct,
-        choices=tuple(np.unique(row) for row in canonical),
+        choices=choices,
         _canonical=canonical,
-        _codes=codes[by_code],
-        _order=by_code,
+        _stages=stages,
+        _numbers=found,
+        _rows=rows,
     )
 
 
@@ -125,11 +176,23 @@ def _sort_stages(levels: Levels, layers: Sequence[int]) -> Levels:
     return np.concatenate([np.sort(part, axis=-1) for part in parts], axis=-1)
 
 
+def _choices(levels: NDArray[np.uint8], allowed: NDArray[np.intp]) -> NDArray[np.uint8]:
+    """Those choices of a stage that take allowed levels alone."""
+    return levels[np.isin(levels, allowed).all(axis=1)]
+
+
 def _codes(levels: NDArray[np.integer], base: int) -> NDArray[np.int64]:
-    """One integer for each row of levels, shape `(N, L)` to `(N,)`."""
-    if base ** levels.shape[-1] > np.iinfo(np.int64).max:
-        raise UserError(f"{base} ratios in {levels.shape[-1]} layers are too many to enumerate: name fewer ratios")
+    """One integer for each row of levels, shape `(N, L)` to `(N,)`; ordered as the rows are."""
     codes = np.zeros(len(levels), np.int64)
     for column in levels.T:
         codes = codes * base + column
     return codes
+
+
+def _check_countable(space: SparsitySpace) -> None:
+    """Raises: UserError: if a space has more configurations than are gone through."""
+    if len(space) > MOST:
+        raise UserError(
+            f"{len(space.grid)} ratios in {sum(space.layers)} layers make {len(space):,} configurations, "
+            f"more than the {MOST:,} that are gone through: name fewer ratios"
+        )

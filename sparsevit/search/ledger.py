@@ -98,6 +98,17 @@ class Ledger:
             known = {row[0]: Timing(*row[1:]) for row in connection.execute(query)}
         return [known.get(self.subject.kept(sparsity)) for sparsity in sparsities]
 
+    def all_latencies(self) -> dict[Sparsity, Timing]:
+        """Every measured latency of the subject, by the configuration that was measured."""
+        columns = (latencies.c.median_ms, latencies.c.low_ms, latencies.c.high_ms, latencies.c.samples)
+        query = sa.select(latencies.c.sparsity, *columns).where(
+            latencies.c.target == self.subject.target,
+            latencies.c.environment == self.subject.environment,
+            latencies.c.backbone == self.subject.backbone,
+        )
+        with self._engine.connect() as connection:
+            return {Sparsity.parse(row[0]): Timing(*row[1:]) for row in connection.execute(query)}
+
     def put_latency(self, sparsity: Sparsity, timing: Timing) -> None:
         self._insert(
             latencies,
@@ -135,10 +146,46 @@ class Ledger:
             model=model,
         )
 
+    def replace_latency_model(self, space: str, model: str) -> None:
+        """Store a latency model in the place of one that is there: of an older format, or fitted to less."""
+        table = latency_models
+        key = {
+            "target": self.subject.target,
+            "environment": self.subject.environment,
+            "backbone": self.subject.backbone,
+            "space": space,
+        }
+        with self._engine.begin() as connection:
+            connection.execute(table.delete().where(*(table.c[name] == value for name, value in key.items())))
+            connection.execute(table.insert().values(created=_now(), model=model, **key))
+
+    def latency_models_elsewhere(self, space: str) -> list[str]:
+        """The JSON of latency models of the same target, backbone and space in other environments, newest first."""
+        table = latency_models
+        query = sa.select(table.c.model).where(
+            table.c.target == self.subject.target,
+            table.c.environment != self.subject.environment,
+            table.c.backbone == self.subject.backbone,
+            table.c.space == space,
+        )
+        with self._engine.connect() as connection:
+            return list(connection.execute(query.order_by(table.c.created.desc())).scalars())
+
     def _insert(self, table: sa.Table, **values: Any) -> None:
         # Another worker may have paid for the same: the first entry stays.
         with suppress(sa.exc.IntegrityError), self._engine.begin() as connection:
-            connection.execute(table.insert().values(created=datetime.now(UTC).replace(tzinfo=None), **values))
+            connection.execute(table.insert().values(created=_now(), **values))
+
+
+def all_latency_models(engine: Engine) -> list[str]:
+    """The JSON of every latency model in a database, newest first."""
+    query = sa.select(latency_models.c.model).order_by(latency_models.c.created.desc())
+    with engine.connect() as connection:
+        return list(connection.execute(query).scalars())
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def digest(value: Any) -> str:

@@ -88,20 +88,21 @@ def _trials(
     confirmed = ledger.accuracies(sparsities, confirm_images)
     results = []
     for one, sparsity, timing, accuracy in zip(complete, sparsities, timings, confirmed, strict=True):
-        predicted_ms = one.values[1]
+        predicted_ms = one.user_attrs[OUTCOME].get("predicted_ms", one.values[1])
         results.append(
             TrialResult(
                 number=one.number,
                 sparsity=sparsity,
                 accuracy=one.user_attrs[OUTCOME]["accuracy"],
                 predicted_ms=predicted_ms,
-                feasible=bounds.contains(predicted_ms),
+                feasible=bounds.contains(one.values[1]),
                 seconds=one.user_attrs[OUTCOME]["seconds"],
                 started=one.datetime_start,
                 worker=one.user_attrs.get(WORKER, ""),
                 # A trial is confirmed as a whole: on all images that count and on the target.
                 confirmed=accuracy.metrics if accuracy and timing else None,
                 measured=_measured(timing),
+                searched_ms=one.values[1] if record.measured else None,
             )
         )
     return results

@@ -19,6 +19,7 @@ from sparsevit.sparsity import Sparsity
 
 if TYPE_CHECKING:
     from sparsevit.console import Step
+    from sparsevit.latency.results import Timing
     from sparsevit.search.evaluator import Evaluator
 
 OUTCOME = "sparsevit"
@@ -49,9 +50,33 @@ class PaidAccuracy:
         return accuracy
 
 
+@dataclass
+class PaidLatency:
+    """Asks the ledger, and measures on the target only what is not there.
+
+    Attributes:
+        measure: the latency of a sparsity on the target.
+        ledger: keeps what was measured.
+    """
+
+    measure: Callable[[Sparsity], Timing]
+    ledger: Ledger
+
+    def __call__(self, sparsity: Sparsity) -> Timing:
+        """Where another worker was first, its figure counts."""
+        known = self.ledger.latencies([sparsity])[0]
+        if known is None:
+            self.ledger.put_latency(sparsity, self.measure(sparsity))
+            known = self.ledger.latencies([sparsity])[0]
+        assert known is not None
+        return known
+
+
 @dataclass(frozen=True)
 class Objective:
-    """What `study.optimize` calls: returns accuracy (a fraction, to maximise) and predicted latency (ms, to minimise).
+    """What `study.optimize` calls: returns accuracy (a fraction, to maximise) and latency (ms, to minimise).
+
+    The latency is the predicted one, or the measured one where a latency model is not to be trusted.
 
     Attributes:
         sampler: proposes candidates, whose latencies are known.
@@ -59,6 +84,7 @@ class Objective:
         metric: the metric to maximise.
         images: the first so many judge a trial; `None` for all.
         bounds: of latency, in ms.
+        meter: gives measured latencies; `None` to go by the predicted ones.
     """
 
     sampler: SparsitySampler
@@ -66,6 +92,7 @@ class Objective:
     metric: str
     images: int | None
     bounds: Bounds
+    meter: PaidLatency | None = None
 
     def __call__(self, trial: Trial) -> tuple[float, float]:
         if not trial.relative_params:  # other workers took the last ones since this one counted
@@ -77,7 +104,8 @@ class Objective:
         levels = [trial.suggest_int(name, 0, top) for name in space.layer_names]
         sparsity = space.decode(levels)
         predicted_ms = float(candidates.ms[candidates.row(sparsity)])
-        set_constraints(trial, predicted_ms, self.bounds)
+        latency_ms = self.meter(sparsity).median_ms if self.meter else predicted_ms
+        set_constraints(trial, latency_ms, self.bounds)
         before = self.judge.evaluations
         accuracy = self.judge(sparsity, self.images)
         draw = self.sampler.pop_draw(trial.number)
@@ -86,23 +114,24 @@ class Objective:
             {
                 "accuracy": dict(accuracy.metrics),
                 "seconds": accuracy.seconds,
+                "predicted_ms": predicted_ms,
                 "source": "evaluated" if self.judge.evaluations > before else "ledger",
                 "infeasible": draw.infeasible,
                 "duplicate": draw.duplicate,
             },
         )
-        return accuracy.metrics[self.metric], predicted_ms
+        return accuracy.metrics[self.metric], latency_ms
 
 
-def set_constraints(trial: Trial, predicted_ms: float, bounds: Bounds) -> None:
+def set_constraints(trial: Trial, latency_ms: float, bounds: Bounds) -> None:
     """Store how far the bounds are met, as fractions of them; at most 0 is feasible.
 
     A trial without constraints counts as feasible, so this comes before anything that may fail. Optuna reads one
     attribute per constraint, optuna-dashboard a list of all.
     """
-    constraints = {"latency.max": predicted_ms / bounds.max_ms - 1}
+    constraints = {"latency.max": latency_ms / bounds.max_ms - 1}
     if bounds.min_ms > 0:
-        constraints["latency.min"] = 1 - predicted_ms / bounds.min_ms
+        constraints["latency.min"] = 1 - latency_ms / bounds.min_ms
     for name, value in constraints.items():
         trial.set_constraint(name, value)
     trial.storage.set_trial_system_attr(trial._trial_id, "constraints", list(constraints.values()))

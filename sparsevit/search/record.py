@@ -49,6 +49,7 @@ class StudyRecord(_Stored):
         min_ms: lower bound as resolved, 0 for none.
         max_ms: upper bound as resolved.
         dense_ms: predicted latency of the dense subnet.
+        measured: whether each candidate is measured, as the latency model is not to be trusted.
         held_out: checks of the latency model.
         provenance: for people: versions, device, supernet.
     """
@@ -68,6 +69,7 @@ class StudyRecord(_Stored):
     min_ms: float
     max_ms: float
     dense_ms: float
+    measured: bool = False
     held_out: tuple[HeldOutRecord, ...]
     provenance: dict[str, str]
 

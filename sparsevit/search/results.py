@@ -41,6 +41,13 @@ class TrialResult:
     worker: str = ""
     confirmed: Mapping[str, float] | None = None
     measured: Measured | None = None
+    searched_ms: float | None = None
+    """Measured latency that the search went by, where it measured each candidate; `None` where it went by the model."""
+
+    @property
+    def judged_ms(self) -> float:
+        """The latency that the search went by, measured or else predicted."""
+        return self.predicted_ms if self.searched_ms is None else self.searched_ms
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sparsevit.console import console, progress
 from sparsevit.errors import UserError
-from sparsevit.latency import model as latency_model
 from sparsevit.latency import timing
 from sparsevit.search.bounds import resolve
 from sparsevit.search.candidates import Candidates, find_candidates, require
 from sparsevit.search.export import export_best
 from sparsevit.search.factory import Supernet, open_supernet
-from sparsevit.search.ledger import Ledger, digest
+from sparsevit.search.latency import known_latencies, paid_latency
+from sparsevit.search.ledger import Ledger
 from sparsevit.search.load import assemble
-from sparsevit.search.objective import Objective, PaidAccuracy
+from sparsevit.search.objective import Objective, PaidAccuracy, PaidLatency
 from sparsevit.search.record import HeldOutRecord, StudyRecord, Wishes, read_record, refuse_other
 from sparsevit.search.results import Bounds, StudyResults
 from sparsevit.search.sampler import SparsitySampler
@@ -59,17 +59,18 @@ def search(spec: StudySpec, *, trials: int | None = None, out: str | Path | None
         settings = fingerprint(spec, supernet)
         record = _existing(storage, spec.name, settings)
         judge = PaidAccuracy(supernet.evaluator, ledger)
-        model = _latency_model(spec, supernet, ledger)
+        model, trusted = known_latencies(supernet, ledger, spec.latency.error_limit)
         bounds = record.bounds if record else resolve(spec.latency.max, spec.latency.min, model.dense.median_ms)
         candidates = find_candidates(supernet.space, supernet.subject.windows, model.predict_levels, bounds)
         require(candidates, bounds, str(supernet.target))
         metrics = _dense_metrics(spec, supernet, ledger, judge)
-        record = record or _record(spec, supernet, settings, bounds, model, metrics)
+        record = record or _record(spec, supernet, settings, bounds, model, trusted, metrics)
         wishes = Wishes(trials=asked, confirm_images=spec.accuracy.confirm_images, seed=spec.search.seed)
-        sampler = SparsitySampler(candidates, population=spec.search.population, seed=spec.search.seed)
+        meter = paid_latency(supernet, ledger, model) if record.measured else None
+        sampler = _sampler(spec, candidates, bounds, ledger, meter)
         study = open_study(storage, spec.name, record, wishes, sampler)
         fail_dead_trials(study, grace_s=GRACE_S)
-        objective = Objective(sampler, judge, record.metric, record.images, bounds)
+        objective = Objective(sampler, judge, record.metric, record.images, bounds, meter)
         _run_trials(study, objective, asked, candidates)
         _confirm(spec, supernet, ledger, judge, assemble(study, record, storage), model)
         results = assemble(study, record, storage)
@@ -105,24 +106,23 @@ def _dense_metrics(spec: StudySpec, supernet: Supernet, ledger: Ledger, judge: P
     return tuple(accuracy.metrics)
 
 
-def _latency_model(spec: StudySpec, supernet: Supernet, ledger: Ledger) -> LatencyModel:
-    space = supernet.space
-    key = digest([space.depths, [str(value) for value in space.grid]])
-    known = ledger.latency_model(key)
-    if known is not None:
-        console.print(f"latency model of {supernet.target}: known, nothing is measured again")
-        model = latency_model.LatencyModel.from_json(known)
-    else:
-        with progress("latency model", latency_model.PROGRESS) as step:
-            model = latency_model.fit(supernet.backbone, supernet.target, space, step=step)
-        ledger.put_latency(space.dense, model.dense)
-        ledger.put_latency_model(key, model.to_json())
-    if model.error.mean > spec.latency.error_limit:
-        console.print(
-            f"note: the latency model errs by {model.error.mean:.1%} in the mean, more than latency.error_limit = "
-            f"{spec.latency.error_limit:.1%}: close other programs, or trust measured latencies alone"
-        )
-    return model
+def _sampler(
+    spec: StudySpec, candidates: Candidates, bounds: Bounds, ledger: Ledger, meter: PaidLatency | None
+) -> SparsitySampler:
+    """The study's sampler; with a meter, one that proposes only what is within the bounds as measured."""
+    population, seed = spec.search.population, spec.search.seed
+    if meter is None:
+        return SparsitySampler(candidates, population=population, seed=seed)
+
+    def accept(row: int) -> bool:
+        return bounds.contains(meter(candidates.sparsity(row)).median_ms)
+
+    measured = ledger.all_latencies()
+    outside = [sparsity for sparsity, found in measured.items() if not bounds.contains(found.median_ms)]
+    refused = [candidates.row(one) for one in outside if one in candidates.space]
+    return SparsitySampler(
+        candidates, population=population, seed=seed, accept=accept, refused=[row for row in refused if row >= 0]
+    )
 
 
 def _record(
@@ -131,6 +131,7 @@ def _record(
     settings: dict[str, str],
     bounds: Bounds,
     model: LatencyModel,
+    trusted: bool,
     metrics: tuple[str, ...],
 ) -> StudyRecord:
     subject = supernet.subject
@@ -150,6 +151,7 @@ def _record(
         min_ms=bounds.min_ms,
         max_ms=bounds.max_ms,
         dense_ms=model.predict(supernet.space.dense),
+        measured=not trusted,
         held_out=tuple(
             HeldOutRecord(sparsity=str(one.sparsity), predicted_ms=one.predicted_ms, measured_ms=one.measured_ms)
             for one in model.held_out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,25 @@ class SparsitySampler(NSGAIISampler):
     search that was stopped, or lost a trial, goes on exactly as if it had not been.
     """
 
-    def __init__(self, candidates: Candidates, *, population: int, seed: int) -> None:
+    def __init__(
+        self,
+        candidates: Candidates,
+        *,
+        population: int,
+        seed: int,
+        accept: Callable[[int], bool] | None = None,
+        refused: Iterable[int] = (),
+    ) -> None:
+        """See the class.
+
+        Args:
+            candidates: what may be proposed.
+            population: trials of a generation.
+            seed: of the study.
+            accept: asked before a candidate is proposed, by row; one that is refused is out for good, and another is
+                drawn. All are accepted by default.
+            refused: rows known to be refused already.
+        """
         super().__init__(population_size=population, seed=seed)
         self.candidates = candidates
         self.distributions: dict[str, BaseDistribution] = {
@@ -51,6 +69,8 @@ class SparsitySampler(NSGAIISampler):
         self._seed = seed
         self._draws: dict[int, Draw] = {}
         self._rows: dict[int, int] = {}
+        self._accept = accept
+        self._refused = set(refused)
 
     def reseed_rng(self) -> None:
         """Nothing to do: every trial has its own generator."""
@@ -70,18 +90,23 @@ class SparsitySampler(NSGAIISampler):
         trials = study._get_trials(deepcopy=False, use_cache=True)
         others = [one for one in _counting(trials) if one.number != trial.number]
         free = self._free_of(others)
-        if not free.any():
-            return {}
         index = sum(one.number < trial.number for one in others)
-        rng = np.random.default_rng([self._seed, index])
         generation = self.get_trial_generation(study, trial)
         parents = self.get_parent_population(study, generation)
-        if parents:
-            row, draw = self._child(study, parents, free, rng)
+        while free.any():
+            rng = np.random.default_rng([self._seed, index])
+            if parents:
+                row, draw = self._child(study, parents, free, rng)
+            else:
+                row, draw = self._first(index, free, rng), Draw()
+            if self._accept is None or self._accept(row):
+                break
+            self._refused.add(row)
+            free[row] = False
         else:
-            row, draw = self._first(index, free, rng), Draw()
+            return {}
         self._draws[trial.number] = draw
-        levels = self.candidates.levels[row].tolist()
+        levels = self.candidates.levels_of(np.array([row]))[0].tolist()
         return dict(zip(self.candidates.space.layer_names, levels, strict=True))
 
     def pop_draw(self, number: int) -> Draw:
@@ -93,8 +118,9 @@ class SparsitySampler(NSGAIISampler):
         return int(self._free_of(_counting(study.get_trials(deepcopy=False))).sum())
 
     def _free_of(self, trials: Sequence[FrozenTrial]) -> NDArray[np.bool_]:
-        """Shape `(N,)`: whether none of `trials` has taken a candidate."""
+        """Shape `(N,)`: whether none of `trials` has taken a candidate, nor was it refused."""
         free = np.ones(len(self.candidates), bool)
+        free[list(self._refused)] = False
         for one in trials:
             row = self._rows.get(one._trial_id)
             if row is None and self.distributions.keys() <= one.params.keys():
@@ -126,7 +152,6 @@ class SparsitySampler(NSGAIISampler):
         self, study: Study, parents: list[FrozenTrial], free: NDArray[np.bool_], rng: np.random.Generator
     ) -> tuple[int, Draw]:
         """The first child that is feasible and free, else the free candidate nearest to the first child."""
-        space = self.candidates.space
         genomes = self.candidates.canonical([_levels(one.params, self.distributions) for one in parents])
         signs = np.array([-1.0 if one == StudyDirection.MAXIMIZE else 1.0 for one in study.directions])
         losses = np.array([one.values for one in parents]) * signs
@@ -141,11 +166,8 @@ class SparsitySampler(NSGAIISampler):
                 infeasible += int(row < 0)
                 duplicate += int(row >= 0)
         assert nearest_to is not None
-        rows = np.flatnonzero(free)
-        wanted = self.candidates.canonical(nearest_to[None])[0]
-        grid = np.array([float(value) for value in space.grid])
-        distances = np.abs(grid[self.candidates.levels[rows]] - grid[wanted]).sum(axis=1)
-        return int(rng.choice(rows[np.isclose(distances, distances.min())])), Draw(infeasible, duplicate)
+        nearest = self.candidates.nearest(nearest_to, np.flatnonzero(free))
+        return int(rng.choice(nearest)), Draw(infeasible, duplicate)
 
 
 def _counting(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -8,13 +8,15 @@ from sparsevit.search.results import Bounds, Measured, TrialResult
 
 
 def pareto_front(trials: Sequence[TrialResult], metric: str) -> list[TrialResult]:
-    """Feasible trials that no other feasible one beats in both accuracy and predicted latency, fastest first.
+    """Feasible trials that no other feasible one beats in both accuracy and latency, fastest first.
+
+    The latency is the one that the search went by.
 
     Of equal ones the earliest stays.
     """
     feasible = [trial for trial in trials if trial.feasible]
     front: list[TrialResult] = []
-    for trial in sorted(feasible, key=lambda one: (one.predicted_ms, -one.accuracy[metric], one.number)):
+    for trial in sorted(feasible, key=lambda one: (one.judged_ms, -one.accuracy[metric], one.number)):
         if not front or trial.accuracy[metric] > front[-1].accuracy[metric]:
             front.append(trial)
     return front
@@ -39,14 +41,14 @@ def best_within(trials: Sequence[TrialResult], metric: str, bounds: Bounds) -> T
     """The most accurate trial within the bounds, the faster of equals; `None` if there is none.
 
     Where some trials are confirmed, they alone count, by their confirmed accuracy and their measured latency. Otherwise
-    it is the accuracy on the search images and the predicted latency.
+    it is the accuracy on the search images and the latency that the search went by.
     """
     confirmed = [one for one in trials if one.confirmed is not None and one.measured is not None]
     if confirmed:
         within = [one for one in confirmed if one.measured and bounds.contains(one.measured.median_ms)]
         return max(within, key=lambda one: _confirmed_rank(one, metric), default=None)
-    within = [one for one in trials if bounds.contains(one.predicted_ms)]
-    return max(within, key=lambda one: (one.accuracy[metric], -one.predicted_ms), default=None)
+    within = [one for one in trials if bounds.contains(one.judged_ms)]
+    return max(within, key=lambda one: (one.accuracy[metric], -one.judged_ms), default=None)
 
 
 def surprises(trials: Sequence[TrialResult], error: float) -> list[TrialResult]:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from sparsevit.search.spec import StudySpec
 
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
-LATENCY = "predicted latency (ms)"
-"""Name of the second objective; the first is named after its metric."""
+LATENCY, MEASURED_LATENCY = "predicted latency (ms)", "measured latency (ms)"
+"""Names of the second objective; the first is named after its metric."""
 
 
 def find_study(storage: RDBStorage, name: str) -> Study | None:
@@ -47,7 +47,7 @@ def open_study(storage: RDBStorage, name: str, record: StudyRecord, wishes: Wish
         raise UserError(f"the study {name!r} was not made by sparsevit: give yours another name")
     if read_record(study) is None:
         with accept_experimental():
-            study.set_metric_names([record.metric, LATENCY])
+            study.set_metric_names([record.metric, MEASURED_LATENCY if record.measured else LATENCY])
         study.set_user_attr(RECORD, record.model_dump(mode="json"))
     if read_wishes(study) != wishes:
         study.set_user_attr(WISHES, wishes.model_dump(mode="json"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sparsevit.latency import model, timing
+from sparsevit.latency import timing
 from sparsevit.search.spec import StudySpec
 
 STUDY = """
@@ -47,7 +47,6 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         return search_fakes.measure(backbone, target, sparsities, **rest)
 
     monkeypatch.setattr(timing, "measure", measure)
-    monkeypatch.setattr(model, "measure", measure)
     search_fakes.measured = measured
     yield search_fakes
     sys.modules.pop("search_fakes")

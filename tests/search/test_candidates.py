@@ -66,3 +66,28 @@ def test_no_candidate_states_the_reachable_range() -> None:
         with pytest.raises(UserError, match="within reach are 4 to 12 ms"):
             require(candidates(low, high), Bounds(low, high), "cpu")
         assert (candidates(low, high).rows(SPACE.all_levels()) == -1).all()
+
+
+def test_nearest_is_as_from_a_table_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = candidates(9, 11)
+    rng = np.random.default_rng(0)
+    grid = np.array([float(value) for value in SPACE.grid])
+    rows = np.sort(rng.choice(len(found), len(found) // 2, replace=False))
+    for chunk in (1 << 18, 7):
+        monkeypatch.setattr("sparsevit.search.candidates.CHUNK", chunk)
+        for wanted in rng.integers(len(SPACE.grid), size=(5, sum(SPACE.layers))):
+            distances = np.abs(grid[found.levels[rows]] - grid[found.canonical(wanted[None])[0]]).sum(axis=1)
+            expected = rows[np.isclose(distances, distances.min())]
+            assert sorted(found.nearest(wanted, rows)) == expected.tolist()
+
+
+def test_levels_of_some_are_those_of_all() -> None:
+    found = candidates(9, 11)
+    rows = np.array([5, 3, 3, len(found) - 1])
+    assert (found.levels_of(rows) == found.levels[rows]).all()
+
+
+def test_a_space_too_large_to_go_through_is_refused() -> None:
+    space = SparsitySpace((2, 2, 48, 2))
+    with pytest.raises(UserError, match=r"9 ratios in 27 layers make [\d,]+ configurations, more than the 200,000,000"):
+        find_candidates(space, (576, 144, 36, 9), predict, Bounds(0, 1))

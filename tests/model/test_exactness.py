@@ -97,11 +97,12 @@ def test_every_pattern_of_depths_at_both_windows(
         close(model(image), reference.forward(model, image, window))
 
 
+@pytest.mark.parametrize("size", [(672, 672), (500, 667)])
 @torch.no_grad()
-def test_swin_t_at_full_size(reference: ModuleType) -> None:
+def test_swin_t_at_full_size(reference: ModuleType, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     model = SparseSwin(pruning_ratios="0.6/0/0.2,0.4,0.5/0").eval()
-    image = picture((672, 672), batch=1)
+    image = picture(size, batch=1)
     close(model(image), reference.forward(model, image, 7))
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 pytest.importorskip("mmdet")
 
@@ -116,3 +117,85 @@ def test_another_architecture_lists_every_key(tiny: Tiny) -> None:
         load_weights(detector(tiny()), "deep.pth")
     assert len(error.value.details) == 13
     assert "unknown:          backbone.stages.2.blocks.{6-17}.norm1.bias" in error.value.details
+
+
+def test_mmdet_itself_reads_what_is_written(tiny: Tiny) -> None:
+    from mmcv.runner import load_checkpoint
+    from mmdet.models.backbones.swin import SwinTransformer
+    from mmdet.models.utils.ckpt_convert import swin_converter
+
+    arguments = dict(embed_dims=8, depths=(2, 2, 6, 2), num_heads=(1, 1, 1, 1))
+    own = backbone_weights(detector(tiny()))
+    theirs = SwinTransformer(**arguments)
+    theirs.load_state_dict(as_format(own, "mmdet"))  # strict, so with the buffers that it computes
+    # Its own way to read the original's keys, which makes a detector's of them, leads to ours.
+    converted = swin_converter(as_format(own, "swin"))
+    assert converted.keys() == {f"backbone.{key}" for key in own}
+    assert all(torch.equal(converted[f"backbone.{key}"], value) for key, value in own.items())
+    write_weights(own, Path("ours.pth"))
+    theirs = SwinTransformer(**arguments)
+    load_checkpoint(theirs, "ours.pth", map_location="cpu", strict=True)
+    assert all(torch.equal(value, own[key]) for key, value in theirs.state_dict().items())
+
+
+def test_a_checkpoint_that_mmcv_wrote(tiny: Tiny) -> None:
+    from mmcv.runner import save_checkpoint
+
+    model = detector(tiny())
+    optimizer = torch.optim.AdamW(model.parameters())
+    save_checkpoint(model, "epoch_1.pth", optimizer=optimizer, meta={"CLASSES": ("a",), "epoch": 1, "config": "x = 1"})
+    other = build_model(load_config(tiny(), {"model.backbone.pruning_ratios": 0.5}), "epoch_1.pth")
+    assert holds(other, model.state_dict())
+
+
+class Counts(nn.Module):
+    """A model with a weight and a table that can be computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("relative_position_index", torch.arange(4))
+
+
+WEIGHTS = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.bias": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        WEIGHTS,
+        {"state_dict": WEIGHTS, "meta": {"epoch": 1, "CLASSES": ["a"]}},
+        {"model": WEIGHTS},
+        {"state_dict": {f"module.{key}": value for key, value in WEIGHTS.items()}},
+        {**WEIGHTS, "relative_position_index": torch.zeros(9)},
+    ],
+    ids=["plain", "mmcv", "swin", "parallel", "with table"],
+)
+def test_every_kind_of_checkpoint_is_read(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    for name in ("a.pth", "old.pth"):
+        model = Counts()
+        load_weights(model, tmp_path / name)
+        assert torch.equal(model.layer.weight, WEIGHTS["layer.weight"])
+        assert torch.equal(model.relative_position_index, torch.arange(4))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_safetensors_of_half_precision_are_read(tmp_path: Path, prefix: str) -> None:
+    save_file({prefix + key: value.half() for key, value in WEIGHTS.items()}, tmp_path / "a.safetensors")
+    model = Counts()
+    load_weights(model, str(tmp_path / "a.safetensors"))
+    assert torch.equal(model.layer.weight, WEIGHTS["layer.weight"])
+
+
+def test_a_checkpoint_of_another_model_names_the_keys(tmp_path: Path) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({"layer.weight": torch.ones(3, 3), **{f"extra{i}": torch.ones(1) for i in range(5)}}, path)
+    with pytest.raises(UserError) as error:
+        load_weights(Counts(), path)
+    text = str(error.value)
+    assert text.startswith(f"{path} is a checkpoint of another model")
+    assert "1 missing (layer.bias)" in text
+    assert "5 unknown (extra0, extra1, extra2, …)" in text
+    assert "1 of another shape (layer.weight)" in text

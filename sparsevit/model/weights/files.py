@@ -166,18 +166,15 @@ def _check_kind(path: Path, start: bytes) -> None:
 
 def _unwrapped(content: Any) -> Mapping[str, Tensor] | None:
     """The state dict in what a file holds, if there is one."""
-    while True:
-        if isinstance(content, nn.Module):  # from a trusted file alone
-            content = content.state_dict()
-        if not isinstance(content, Mapping):
-            return None
-        inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping | nn.Module)), None)
-        if inner is None:
-            break
-        content = inner
-    if not content or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+    if isinstance(content, nn.Module):  # from a trusted file alone
+        content = content.state_dict()
+    if not isinstance(content, Mapping):
         return None
-    return content
+    for name in _WRAPPERS:
+        if (inner := _unwrapped(content.get(name))) is not None:
+            return inner
+    whole = bool(content) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    return content if whole else None
 
 
 def _named(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -53,9 +53,23 @@ def same(found: dict[str, torch.Tensor]) -> bool:
         {"state_dict": OTHERS, "state_dict_ema": WEIGHTS},
         {"model": OTHERS, "ema": WEIGHTS, "updates": 7},
         {"model": OTHERS, "model_ema": {"module": WEIGHTS}},
+        {"state_dict": WEIGHTS, "ema": {"decay": 0.999}},
         {"state_dict": {**WEIGHTS, **{"ema_" + key.replace(".", "_"): value for key, value in OTHERS.items()}}},
     ],
-    ids=["plain", "ordered", "mmcv", "swin", "nested", "parallel", "compiled", "timm", "ema", "model ema", "mmdet ema"],
+    ids=[
+        "plain",
+        "ordered",
+        "mmcv",
+        "swin",
+        "nested",
+        "parallel",
+        "compiled",
+        "timm",
+        "ema",
+        "model ema",
+        "no ema",
+        "mmdet ema",
+    ],
 )
 def test_whatever_weights_are_wrapped_in(content: Any) -> None:
     torch.save(content, "new.pth")

@@ -1,0 +1,222 @@
+"""Each kernel of a pass alone: its time, its bytes and operations, and the time these would take at the chip's rates.
+
+Launches are recorded from a real pass, so shapes and arguments are those of the backbone.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import build, in_graph, medians
+
+from sparsevit.engine import accelerate, forward
+from sparsevit.engine.tuning import Tile
+from sparsevit.model import SparseSwin
+
+BYTES_PER_S, FLOPS_PER_S = 4.3e12, 790e12
+"""Measured on an H200: a device-to-device copy, and a large bfloat16 matrix product."""
+
+NAMES = ("embed", "linear", "merge", "attention", "window_block", "feed_forward", "norm", "magnitude", "score", "rank")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A call of a kernel's launcher, and what it costs at least."""
+
+    name: str
+    call: Callable[..., None]
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    flops: int
+    bytes: int
+
+    def run(self, tile: Tile | None = None) -> None:
+        if tile is None:
+            self.call(*self.arguments, **self.keywords)
+        elif "tile" in self.keywords:
+            self.call(*self.arguments, **{**self.keywords, "tile": tile})
+        else:
+            self.call(*(tile if isinstance(each, Tile) else each for each in self.arguments), **self.keywords)
+
+    @property
+    def floor_us(self) -> float:
+        return max(self.flops / FLOPS_PER_S, self.bytes / BYTES_PER_S) * 1e6
+
+
+def record(model: SparseSwin, images: torch.Tensor, dtype: torch.dtype, sparsity: Any) -> list[Launch]:
+    """The launches of one pass, in order."""
+    backbone = accelerate(model, dtype=dtype, graphs=False)
+    backbone.sparsity = sparsity
+    launches: list[Launch] = []
+    originals = {name: getattr(forward, name) for name in NAMES}
+
+    def wrap(name: str) -> Callable[..., None]:
+        def call(*arguments: Any, **keywords: Any) -> None:
+            title, operations, moved = cost(name, arguments, keywords)
+            launches.append(Launch(title, originals[name], arguments, keywords, operations, moved))
+            originals[name](*arguments, **keywords)
+
+        return call
+
+    try:
+        for name in NAMES:
+            setattr(forward, name, wrap(name))
+        backbone(images)
+    finally:
+        for name, original in originals.items():
+            setattr(forward, name, original)
+    return launches
+
+
+def cost(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[str, int, int]:
+    """A title with the shapes, operations, and bytes read and written once each (2 per element)."""
+    if name in ("linear", "merge"):
+        weights = arguments[1 if name == "linear" else 2].weight
+        selected = keywords.get("source") or keywords.get("target")
+        rows = selected.total if selected else arguments[3 if name == "merge" else 2].shape[0]
+        k, n = weights.shape
+        add = rows * n * 2 if keywords.get("target") else 0
+        return f"{name} {rows}x{k}x{n}", 2 * rows * k * n, 2 * (rows * (k + n) + k * n) + add
+    if name == "attention":
+        heads, rows, channels = arguments[1].shape[0], arguments[2].total, arguments[3].shape[1]
+        tokens = keywords["window"] ** 2
+        shifted = " shifted" if keywords["shift"] else ""
+        return f"attention {rows}x{channels} h{heads}{shifted}", 4 * rows * tokens * channels, 8 * rows * channels
+    if name == "window_block":
+        rows, channels, tokens = arguments[4].total, arguments[0].shape[1], keywords["window"] ** 2
+        shifted = " shifted" if keywords["shift"] else ""
+        return (
+            f"window_block {rows}x{channels}{shifted}",
+            rows * channels * (8 * channels + 4 * tokens),
+            4 * rows * channels,
+        )
+    if name == "feed_forward":
+        rows, (channels, hidden) = arguments[3].total, arguments[1].weight.shape
+        return f"feed_forward {rows}x{channels}", 4 * rows * channels * hidden, 4 * rows * channels
+    if name == "embed":
+        images, weight, out = arguments[0], arguments[1], arguments[6]
+        return (
+            f"embed {out.shape[0]}x{out.shape[1]}",
+            2 * out.shape[0] * weight.numel(),
+            2 * (images.numel() + out.numel()),
+        )
+    if name in ("norm", "magnitude"):
+        x = arguments[0]
+        return f"{name} {x.shape[0]}x{x.shape[1]}", 0, x.numel() * (4 if name == "norm" else 2)
+    scores = arguments[2] if name == "score" else arguments[0]
+    return f"{name} {tuple(scores.shape)}", 0, arguments[1].numel() * 4 * scores.shape[1]
+
+
+def report(model: SparseSwin, images: torch.Tensor, dtype: torch.dtype, sparsity: str, *, tune: str | None) -> None:
+    """Print the table of a pass's kernels; with `tune`, try block sizes for each instead."""
+    launches = record(model, images, dtype, sparsity)
+    if tune is not None:
+        search(launches, images, dtype, sparsity, Path(tune))
+        return
+    titles: dict[str, list[Launch]] = {}
+    for launch in launches:
+        titles.setdefault(launch.name, []).append(launch)
+    times = time_alone([(same[0], None) for same in titles.values()])
+    print(f"{'kernel':34s} {'count':>5s} {'us':>8s} {'floor':>7s} {'GB/s':>6s} {'TFLOP/s':>8s} {'sum us':>8s}")
+    for same, us in sorted(zip(titles.values(), times, strict=True), key=lambda pair: -pair[1] * len(pair[0])):
+        one = same[0]
+        print(
+            f"{one.name:34s} {len(same):5d} {us:8.2f} {one.floor_us:7.2f} {one.bytes / us / 1e3:6.0f} "
+            f"{one.flops / us / 1e6:8.0f} {us * len(same):8.2f}"
+        )
+    whole = sum(us * len(same) for same, us in zip(titles.values(), times, strict=True))
+    print(f"sum of {len(launches)} launches {whole:.1f} us, of floors {sum(each.floor_us for each in launches):.1f} us")
+
+
+REPEATS = 20
+
+
+def time_alone(cases: list[tuple[Launch, Tile | None]], seconds: float = 0.05) -> list[float]:
+    """Microseconds of each launch: graphs of many in a row, one case after the other."""
+    found = []
+    for launch, tile in cases:
+        replay = in_graph(lambda launch=launch, tile=tile: launch.run(tile), REPEATS)
+        found.append(medians([replay], seconds, warm_up=0.01)[0] * 1000 / REPEATS)
+    return found
+
+
+LINEAR = ((64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 128, 4), (128, 128, 8), (128, 256, 8))
+"""Rows, columns and warps."""
+
+
+def candidates(launch: Launch) -> list[Tile]:
+    """Block sizes worth trying."""
+    kind = launch.name.split()[0]
+    if kind == "window_block":
+        return [Tile(64, 0, 0, warps, stages) for warps in (4, 8) for stages in (1, 2, 3)]
+    if kind == "feed_forward":
+        return [
+            Tile(rows, columns, 0, warps, stages)
+            for rows, warps in ((64, 4), (128, 8))
+            for columns in (64, 128)
+            for stages in (1, 2, 3)
+        ]
+    if kind in ("linear", "merge"):
+        k = launch.arguments[1 if kind == "linear" else 2].weight.shape[0] // (1 if kind == "linear" else 4)
+        return [
+            Tile(rows, columns, depth, warps, stages)
+            for rows, columns, warps in LINEAR
+            for depth, stages in ((32, 4), (64, 3), (64, 4), (128, 2))
+            if k % depth == 0 and (depth == 64 or (rows, columns) == (128, 128))
+        ]
+    return []
+
+
+def search(launches: list[Launch], images: torch.Tensor, dtype: torch.dtype, sparsity: str, path: Path) -> None:
+    """Time every candidate of every distinct launch, print the best of each, and write them all."""
+    distinct = {launch.name.removesuffix(" shifted"): launch for launch in launches if candidates(launch)}
+    jobs = [(name, tile) for name, launch in distinct.items() for tile in candidates(launch)]
+    workers = min(14, (os.cpu_count() or 2) - 1)
+    setting = (tuple(images.shape), str(dtype).removeprefix("torch."), sparsity)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context) as pool:  # compiling takes far longer than timing
+        parts = [pool.submit(compile_all, setting, jobs[i::workers]) for i in range(workers)]
+        works = {job for part in parts for job in part.result()}
+    results: dict[str, list[dict[str, Any]]] = {}
+    for name, launch in distinct.items():
+        tiles = [tile for tile in candidates(launch) if (name, tile) in works]
+        times = time_alone([(launch, None), *((launch, tile) for tile in tiles)], 0.02)
+        ranked = sorted(zip(times[1:], tiles, strict=True), key=lambda pair: pair[0])
+        results[name] = [{"us": us, **asdict(tile)} for us, tile in ranked]
+        print(f"{name:34s} now {times[0]:8.2f} us, floor {launch.floor_us:7.2f}")
+        for us, tile in ranked[:3]:
+            print(f"    {us:8.2f} us  {tile.rows}x{tile.columns}x{tile.depth} warps {tile.warps} stages {tile.stages}")
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        json.dump(results, file, indent=1)
+    os.replace(file.name, path)
+
+
+def compile_all(setting: tuple[tuple[int, ...], str, str], jobs: list[tuple[str, Tile]]) -> list[tuple[str, Tile]]:
+    """In a process of its own: run each job once, which fills Triton's cache on disk; returns those that can run."""
+    shape, dtype_name, sparsity = setting
+    dtype = getattr(torch, dtype_name)
+    model = build("tiny").cuda()
+    launches = {
+        launch.name.removesuffix(" shifted"): launch
+        for launch in record(model, torch.randn(shape, device="cuda", dtype=dtype), dtype, sparsity)
+    }
+    works = []
+    for name, tile in jobs:
+        try:
+            launches[name].run(tile)
+            torch.cuda.synchronize()
+        except Exception as error:
+            if "out of resource" not in str(error):
+                print(f"{name} {tile}: {str(error).splitlines()[0]}")
+            continue
+        works.append((name, tile))
+    return works

@@ -1,0 +1,96 @@
+"""One pass of the backbone through the kernels: what is launched, in which order, on which buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from sparsevit.engine import tuning
+from sparsevit.engine.kernels.attention import attention
+from sparsevit.engine.kernels.embed import embed
+from sparsevit.engine.kernels.feed_forward import feed_forward
+from sparsevit.engine.kernels.linear import linear, merge
+from sparsevit.engine.kernels.norm import norm
+from sparsevit.engine.kernels.parts import splits
+from sparsevit.engine.kernels.rank import magnitude, rank, score
+from sparsevit.engine.kernels.rows import Rows
+from sparsevit.engine.kernels.window_block import window_block
+from sparsevit.engine.plan import Plan, StagePlan
+from sparsevit.engine.weights import BackboneWeights, BlockWeights
+
+
+def forward(images: Tensor, plan: Plan, weights: BackboneWeights, kept: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+    """Feature maps `(B, C, H, W)` in the plan's buffers, channels last.
+
+    Args:
+        images: shape `(B, colours, height, width)`, contiguous.
+        kept: windows that each layer keeps, by stage.
+    """
+    first = weights.embed
+    scale = None if first.norm is None else (first.norm.scale, first.norm.shift, first.norm.eps)
+    embed(images, first.weight, first.bias, scale, plan.position, plan.shape.patch, plan.stages[0].x)
+    outs = []
+    for number, (stage, of_stage) in enumerate(zip(plan.stages, weights.stages, strict=True)):
+        _blocks(plan, stage, of_stage.blocks, kept[number])
+        if of_stage.norm is not None:
+            assert stage.out is not None
+            norm(stage.x, of_stage.norm.scale, of_stage.norm.shift, of_stage.norm.eps, stage.out)
+            outs.append(stage.map(plan.shape.batch))
+        if of_stage.merging is not None:
+            out = plan.stages[number + 1].x
+            columns = of_stage.merging.weight.shape[1]
+            merge(
+                stage.x, stage.size, of_stage.merging, out, tuning.linear_tile(out.shape[0], columns, stage.x.shape[1])
+            )
+    return tuple(outs)
+
+
+def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: Sequence[int]) -> None:
+    ranked = False
+    for number, block in enumerate(blocks):
+        count = kept[number // 2]
+        if count < stage.windows and not ranked:  # once a stage, on the input of its first sparse block
+            tokens = stage.magnitudes.shape[1]
+            magnitude(stage.x, stage.magnitudes)
+            score(stage.magnitudes, stage.places, stage.scores)
+            rank(stage.scores, stage.places, tokens, stage.ranked, stage.table)
+            ranked = True
+        rows = stage.rows(number % 2, count)
+        _attend(plan, stage, block, rows)
+        _feed_forward(plan, stage, block, rows)
+
+
+def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> None:
+    channels, where = stage.x.shape[1], {"window": plan.shape.window, "shift": block.shift}
+    if channels <= tuning.FUSED_ATTENTION and splits(channels):
+        window_block(
+            stage.x,
+            block.qkv,
+            block.logits,
+            block.projection,
+            rows,
+            grid=stage.grid,
+            tile=tuning.WINDOW_BLOCK,
+            **where,
+        )
+        return
+    qkv, attended = plan.compact(0, rows.total, 3 * channels), plan.compact(1, rows.total, channels)
+    linear(stage.x, block.qkv, qkv, tuning.linear_tile(rows.total, 3 * channels, channels), source=rows)
+    programs = tuning.attention_programs(rows.total)
+    attention(qkv, block.logits, rows, attended, grid=stage.grid, programs=programs, **where)
+    tile = tuning.linear_tile(rows.total, channels, channels)
+    linear(attended, block.projection, stage.x, tile, target=rows)
+
+
+def _feed_forward(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> None:
+    channels, hidden = block.first.weight.shape
+    tile = tuning.feed_forward_tile(rows.total, channels)
+    if channels <= tuning.FUSED_FEED_FORWARD and splits(channels) and hidden % tile.columns == 0:
+        feed_forward(stage.x, block.first, block.second, rows, tile)
+        return
+    inner = plan.compact(0, rows.total, hidden)
+    tile = tuning.linear_tile(rows.total, hidden, channels)
+    linear(stage.x, block.first, inner, tile, source=rows, activate=True)
+    tile = tuning.linear_tile(rows.total, channels, hidden)
+    linear(inner, block.second, stage.x, tile, target=rows)

@@ -1,0 +1,69 @@
+"""CUDA graphs of a backbone's passes: captured on first use, replayed after, a bounded number kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsevit.engine.recent import Recent
+
+LIMIT = 32
+"""Graphs kept; each costs well under a megabyte, and capturing one anew some milliseconds."""
+
+Run = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """One captured pass: fill `images`, call it, read `maps`, which the next pass overwrites."""
+
+    graph: torch.cuda.CUDAGraph
+    images: Tensor
+    maps: tuple[Tensor, ...]
+
+    def __call__(self) -> None:
+        """Run the pass on the current stream."""
+        self.graph.replay()
+
+
+class Graphs:
+    """Replays by key. Passes run one at a time, so all graphs share one memory pool and, by shape, their input."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._replays: Recent[Hashable, Replay] = Recent(limit)
+        self._inputs: Recent[Hashable, Tensor] = Recent(limit)
+        self._pool: Any = None
+
+    def __len__(self) -> int:
+        return len(self._replays)
+
+    def __deepcopy__(self, memo: object) -> Graphs:
+        return Graphs(self._replays.limit)
+
+    def get(self, key: Hashable, like: Tensor, run: Run) -> Replay:
+        """The replay of `key` for images like these; `run` is captured if there is none."""
+        return self._replays.get((key, like.shape, like.dtype), lambda: self._capture(like, run))
+
+    def clear(self) -> None:
+        """Forget all, and the buffers they hold."""
+        self._replays.clear()
+        self._inputs.clear()
+        self._pool = None
+
+    def _capture(self, like: Tensor, run: Run) -> Replay:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        images = self._inputs.get((like.shape, like.dtype), lambda: torch.zeros_like(like).contiguous())
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compiles what was never run, which a capture must not
+            run(images)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            maps = run(images)
+        return Replay(graph, images, maps)

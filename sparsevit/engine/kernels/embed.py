@@ -1,0 +1,135 @@
+"""Patch embedding: cut an image into patches, project them and normalise, straight into token rows.
+
+B images, T tokens, H W height and width in tokens, C channels, K pixels of a patch over all its colours.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@triton.jit(do_not_specialize=["rows", "height", "width", "tokens", "token_columns"])
+def _embed(
+    image,
+    weight,
+    bias,
+    scale,
+    shift,
+    position,
+    out,
+    rows,
+    height,
+    width,
+    tokens,
+    token_columns,
+    C: tl.constexpr,
+    BC: tl.constexpr,
+    COLOURS: tl.constexpr,
+    PATCH: tl.constexpr,
+    K: tl.constexpr,
+    BK: tl.constexpr,
+    NORM: tl.constexpr,
+    EPS: tl.constexpr,
+    POSITION: tl.constexpr,
+    BM: tl.constexpr,
+):
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    c = tl.arange(0, BC)
+    k = tl.arange(0, BK)
+    number = m // tokens
+    token = m - number * tokens
+    y = (token // token_columns * PATCH)[:, None] + (k // PATCH % PATCH)[None, :]
+    x = (token % token_columns * PATCH)[:, None] + (k % PATCH)[None, :]
+    plane = number[:, None] * COLOURS + (k // (PATCH * PATCH))[None, :]
+    inside = (m < rows)[:, None] & (k < K)[None, :] & (y < height) & (x < width)
+    pixels = tl.load(image + (plane.to(tl.int64) * height + y) * width + x, mask=inside, other=0.0)
+    read = weight + k[:, None] * C + c[None, :]
+    patch = tl.load(read, mask=(k < K)[:, None] & (c < C)[None, :], other=0.0)
+    acc = tl.dot(pixels.to(patch.dtype), patch) + tl.load(bias + c, mask=c < C, other=0.0)[None, :]
+    if NORM:
+        acc = tl.where((c < C)[None, :], acc - (tl.sum(acc, 1) / C)[:, None], 0.0)
+        acc *= tl.rsqrt(tl.sum(acc * acc, 1) / C + EPS)[:, None]
+        acc = acc * tl.load(scale + c, mask=c < C, other=0.0)[None, :]
+        acc += tl.load(shift + c, mask=c < C, other=0.0)[None, :]
+    mask = (m < rows)[:, None] & (c < C)[None, :]
+    if POSITION:
+        acc += tl.load(position + token[:, None] * C + c[None, :], mask=mask, other=0.0)
+    tl.store(out + m.to(tl.int64)[:, None] * C + c[None, :], acc.to(out.dtype.element_ty), mask=mask)
+
+
+def embed(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm: tuple[Tensor, Tensor, float] | None,
+    position: Tensor | None,
+    patch: int,
+    out: Tensor,
+    *,
+    rows: int = 64,
+    warps: int = 4,
+) -> None:
+    """Tokens of images.
+
+    Args:
+        images: shape `(B, colours, height, width)` in pixels, contiguous, of any floating type.
+        weight: shape `(colours * patch * patch, C)`.
+        bias: shape `(C,)`, float32.
+        norm: scale and shift in float32, and eps.
+        position: what is added to each token, shape `(T, C)`, float32.
+        out: shape `(B * T, C)`; patches at the bottom and right are filled up with 0.
+    """
+    _, colours, height, width = images.shape
+    pixels, channels = weight.shape
+    token_rows, token_columns = triton.cdiv(height, patch), triton.cdiv(width, patch)
+    scale, shift, eps = norm or (bias, bias, 0.0)
+    _embed[(triton.cdiv(out.shape[0], rows),)](
+        images,
+        weight,
+        bias,
+        scale,
+        shift,
+        bias if position is None else position,
+        out,
+        out.shape[0],
+        height,
+        width,
+        token_rows * token_columns,
+        token_columns,
+        C=channels,
+        BC=max(16, triton.next_power_of_2(channels)),
+        COLOURS=colours,
+        PATCH=patch,
+        K=pixels,
+        BK=max(16, triton.next_power_of_2(pixels)),
+        NORM=norm is not None,
+        EPS=eps,
+        POSITION=position is not None,
+        BM=rows,
+        num_warps=warps,
+    )
+
+
+def embed_reference(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm: tuple[Tensor, Tensor, float] | None,
+    position: Tensor | None,
+    patch: int,
+    out: Tensor,
+    *,
+    rows: int = 64,
+    warps: int = 4,
+) -> None:
+    """What `embed` computes, in plain PyTorch and the precision of `out`."""
+    height, width = images.shape[-2:]
+    images = F.pad(images.to(out.dtype), (0, -width % patch, 0, -height % patch))
+    kernel = weight.to(out.dtype).T.reshape(weight.shape[1], images.shape[1], patch, patch)
+    x = F.conv2d(images, kernel, bias.to(out.dtype), stride=patch).flatten(2).transpose(1, 2)
+    if norm is not None:
+        x = F.layer_norm(x, x.shape[-1:], norm[0].to(x.dtype), norm[1].to(x.dtype), norm[2])
+    out.copy_((x if position is None else x + position.to(x.dtype)).reshape(out.shape))

@@ -1,0 +1,112 @@
+"""Norm, both linear layers of a feed-forward network, the GELU between them and the residual, in one pass over rows.
+
+Hidden values never leave the chip, which pays where channels are few. M rows, C channels, F hidden channels. The
+channels are taken in one or three parts that are powers of 2, as Triton's blocks are.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparsevit.engine.kernels.gelu import gelu
+from sparsevit.engine.kernels.linear import Weights
+from sparsevit.engine.kernels.parts import normalised, parts_of
+from sparsevit.engine.kernels.rows import Rows
+from sparsevit.engine.tuning import Tile
+
+
+@triton.jit(do_not_specialize=["rows", "per_image", "stride"])
+def _feed_forward(
+    x,
+    table,
+    weight1,
+    bias1,
+    weight2,
+    bias2,
+    rows,
+    per_image,
+    stride,
+    C: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    PART: tl.constexpr,
+    EPS: tl.constexpr,
+    BM: tl.constexpr,
+    BH: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside = m < rows
+    image = m // per_image
+    row = tl.load(table + image * stride + (m - image * per_image), mask=inside, other=-1)
+    real = (row >= 0)[:, None]
+    c = tl.arange(0, PART)
+    at = x + row.to(tl.int64)[:, None] * C + c[None, :]
+    y0, y1, y2 = normalised(at, real, C, PART, EPS)
+
+    acc0 = tl.zeros((BM, PART), tl.float32)
+    if PART < C:
+        acc1 = tl.zeros((BM, PART), tl.float32)
+        acc2 = tl.zeros((BM, PART), tl.float32)
+    h = tl.arange(0, BH)
+    read1 = weight1 + c[:, None] * HIDDEN + h[None, :]
+    read2 = weight2 + h[:, None] * C + c[None, :]
+    for start in tl.range(0, HIDDEN, BH, num_stages=STAGES):
+        hidden = tl.dot(y0, tl.load(read1 + start))
+        if PART < C:
+            hidden = tl.dot(y1, tl.load(read1 + (PART * HIDDEN + start)), hidden)
+            hidden = tl.dot(y2, tl.load(read1 + (2 * PART * HIDDEN + start)), hidden)
+        hidden = gelu(hidden + tl.load(bias1 + start + h)[None, :]).to(y0.dtype)
+        acc0 = tl.dot(hidden, tl.load(read2 + start * C), acc0)
+        if PART < C:
+            acc1 = tl.dot(hidden, tl.load(read2 + (start * C + PART)), acc1)
+            acc2 = tl.dot(hidden, tl.load(read2 + (start * C + 2 * PART)), acc2)
+
+    acc0 += tl.load(bias2 + c)[None, :] + tl.load(at, mask=real, other=0.0).to(tl.float32)
+    tl.store(at, acc0.to(x.dtype.element_ty), mask=real)
+    if PART < C:
+        acc1 += tl.load(bias2 + PART + c)[None, :] + tl.load(at + PART, mask=real, other=0.0).to(tl.float32)
+        tl.store(at + PART, acc1.to(x.dtype.element_ty), mask=real)
+        acc2 += tl.load(bias2 + 2 * PART + c)[None, :] + tl.load(at + 2 * PART, mask=real, other=0.0).to(tl.float32)
+        tl.store(at + 2 * PART, acc2.to(x.dtype.element_ty), mask=real)
+
+
+def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, tile: Tile) -> None:
+    """Add the feed-forward network's output to rows of the token buffer, in place.
+
+    Args:
+        x: token buffer, shape `(R, C)`.
+        first: norm and first layer, shape `(C, F)`; second: shape `(F, C)`.
+        rows: which to work on.
+        tile: `columns` are hidden channels at a time; `depth` is not used.
+    """
+    channels, hidden = first.weight.shape
+    _feed_forward[(triton.cdiv(rows.total, tile.rows),)](
+        x,
+        rows.table,
+        first.weight,
+        first.bias,
+        second.weight,
+        second.bias,
+        rows.total,
+        rows.per_image,
+        rows.table.shape[1],
+        C=channels,
+        HIDDEN=hidden,
+        PART=parts_of(channels),
+        EPS=first.eps,
+        BM=tile.rows,
+        BH=tile.columns,
+        STAGES=tile.stages,
+        num_warps=tile.warps,
+    )
+
+
+def feed_forward_reference(x: Tensor, first: Weights, second: Weights, rows: Rows, tile: Tile) -> None:
+    """What `feed_forward` computes, in plain PyTorch and the precision of `x`."""
+    before = rows.gather(x)
+    y = F.layer_norm(before, before.shape[1:], eps=first.eps or 0.0)
+    y = F.gelu(y @ first.weight.to(x.dtype) + first.bias.to(x.dtype))
+    rows.scatter(x, before + (y @ second.weight.to(x.dtype) + second.bias.to(x.dtype)))

@@ -1,0 +1,268 @@
+"""A linear layer on rows that lie anywhere: gathered or merged on the way in, added to their own rows on the way out.
+
+M rows, K channels in, N channels out, R rows of the token buffer. Norms are folded: the norm's scale into the weight,
+its shift into the bias; mean and deviation of a row are found while the product reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparsevit.engine.kernels.gelu import gelu
+from sparsevit.engine.kernels.rows import Rows
+from sparsevit.engine.tuning import Tile
+
+DIRECT, GATHERED, MERGED = 0, 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A linear layer and the norm before it, folded into it.
+
+    weight: shape `(K, N)`, times the norm's scale.
+    bias: shape `(N,)`, float32, with the norm's shift put through the layer.
+    padding: what the layer makes of padding, shape `(N,)`, float32: `bias`, unless padding follows the norm.
+    column_sums: of `weight`, shape `(N,)`, float32.
+    eps: the norm's; None where there is no norm.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    padding: Tensor
+    column_sums: Tensor
+    eps: float | None = None
+
+    @property
+    def pads_after_norm(self) -> bool:
+        """Whether padding needs another bias."""
+        return self.padding is not self.bias
+
+
+@triton.jit(do_not_specialize=["rows", "per_image", "stride", "height", "width"])
+def _linear(
+    x,
+    weight,
+    bias,
+    padding,
+    column_sums,
+    table,
+    out,
+    rows,
+    per_image,
+    stride,
+    height,
+    width,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    SOURCE: tl.constexpr,
+    NORM: tl.constexpr,
+    EPS: tl.constexpr,
+    PADS_AFTER: tl.constexpr,
+    GELU: tl.constexpr,
+    ADD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    columns: tl.constexpr = (N + BN - 1) // BN
+    first = tl.program_id(0) // columns * BM
+    m = first + tl.arange(0, BM)
+    n = tl.program_id(0) % columns * BN + tl.arange(0, BN)
+    inside = m < rows
+    real = inside
+    row = m
+    if SOURCE == 1 or ADD:
+        image = m // per_image
+        row = tl.load(table + image * stride + (m - image * per_image), mask=inside, other=-1)
+        real = row >= 0
+    if SOURCE == 2:
+        channels: tl.constexpr = K // 4
+        out_width = (width + 1) // 2
+        out_tokens = (height + 1) // 2 * out_width
+        image = m // out_tokens
+        y = (m - image * out_tokens) // out_width * 2
+        left = (m - image * out_tokens) % out_width * 2
+        corner = (image * height + y) * width + left
+
+    acc = tl.zeros((BM, BN), tl.float32)
+    total = tl.zeros((BM,), tl.float32)
+    squares = tl.zeros((BM,), tl.float32)
+    for step in range(K // BK):
+        k = step * BK + tl.arange(0, BK)
+        if SOURCE == 2:  # a step never crosses from one of the four tokens into the next
+            part = step * BK // channels
+            down = part // 2
+            right = part - down * 2
+            at = (corner + down * width + right).to(tl.int64) * channels - part * channels
+            valid = inside & (y + down < height) & (left + right < width)
+        elif SOURCE == 1:
+            at = row.to(tl.int64) * K
+            valid = real
+        else:
+            at = m.to(tl.int64) * K
+            valid = inside
+        a = tl.load(x + at[:, None] + k[None, :], mask=valid[:, None], other=0.0)
+        b = tl.load(weight + k[:, None] * N + n[None, :], mask=n[None, :] < N, other=0.0)
+        if NORM:
+            wide = a.to(tl.float32)
+            total += tl.sum(wide, 1)
+            squares += tl.sum(wide * wide, 1)
+        acc = tl.dot(a, b, acc)
+
+    if NORM:
+        mean = total / K
+        deviation = tl.rsqrt(tl.maximum(squares / K - mean * mean, 0.0) + EPS)
+        sums = tl.load(column_sums + n, mask=n < N, other=0.0)
+        acc = deviation[:, None] * (acc - mean[:, None] * sums[None, :])
+    shift = tl.load(bias + n, mask=n < N, other=0.0)
+    if PADS_AFTER:
+        other = tl.load(padding + n, mask=n < N, other=0.0)
+        acc += tl.where(real[:, None], shift[None, :], other[None, :])
+    else:
+        acc += shift[None, :]
+    if GELU:
+        acc = gelu(acc)
+    if ADD:
+        place = out + row.to(tl.int64)[:, None] * N + n[None, :]
+        mask = real[:, None] & (n[None, :] < N)
+        acc += tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    else:
+        place = out + m.to(tl.int64)[:, None] * N + n[None, :]
+        mask = inside[:, None] & (n[None, :] < N)
+    tl.store(place, acc.to(out.dtype.element_ty), mask=mask)
+
+
+def linear(
+    x: Tensor,
+    weights: Weights,
+    out: Tensor,
+    tile: Tile,
+    *,
+    source: Rows | None = None,
+    target: Rows | None = None,
+    activate: bool = False,
+) -> None:
+    """Norm (where the weights have one), linear layer and GELU (if `activate`) of rows.
+
+    Args:
+        x: compact rows, shape `(M, K)`, or with `source` the token buffer `(R, K)`.
+        out: compact rows, shape `(M, N)`, or with `target` the token buffer `(R, N)`, to whose rows results are added.
+        source, target: rows of the token buffer to read or to add to.
+    """
+    selected = source or target
+    rows = selected.total if selected else x.shape[0]
+    _launch(
+        x,
+        weights,
+        out,
+        tile,
+        rows=rows,
+        table=selected.table if selected else x,
+        per_image=selected.per_image if selected else rows,
+        stride=selected.table.shape[1] if selected else 0,
+        size=(0, 0),
+        source=GATHERED if source else DIRECT,
+        activate=activate,
+        add=target is not None,
+    )
+
+
+def merge(x: Tensor, size: tuple[int, int], weights: Weights, out: Tensor, tile: Tile) -> None:
+    """Norm and linear layer of 2 x 2 joined tokens; what lies beyond the map's edge is 0.
+
+    Args:
+        x: tokens of maps of `size` (height, width), shape `(B * H * W, K / 4)`.
+        weights: in the order (row, column, channel) of the 2 x 2 patch.
+        out: shape `(B * ceil(H / 2) * ceil(W / 2), N)`.
+    """
+    _launch(
+        x, weights, out, tile, rows=out.shape[0], table=x, per_image=1, stride=0, size=size, source=MERGED
+    )  # fmt: skip
+
+
+def _launch(
+    x: Tensor,
+    weights: Weights,
+    out: Tensor,
+    tile: Tile,
+    *,
+    rows: int,
+    table: Tensor,
+    per_image: int,
+    stride: int,
+    size: tuple[int, int],
+    source: int,
+    activate: bool = False,
+    add: bool = False,
+) -> None:
+    k, n = weights.weight.shape
+    grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(n, tile.columns),)
+    _linear[grid](
+        x,
+        weights.weight,
+        weights.bias,
+        weights.padding,
+        weights.column_sums,
+        table,
+        out,
+        rows,
+        per_image,
+        stride,
+        *size,
+        N=n,
+        K=k,
+        SOURCE=source,
+        NORM=weights.eps is not None,
+        EPS=weights.eps or 0.0,
+        PADS_AFTER=source == GATHERED and weights.pads_after_norm,
+        GELU=activate,
+        ADD=add,
+        BM=tile.rows,
+        BN=tile.columns,
+        BK=tile.depth,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+
+
+def linear_reference(
+    x: Tensor,
+    weights: Weights,
+    out: Tensor,
+    tile: Tile,
+    *,
+    source: Rows | None = None,
+    target: Rows | None = None,
+    activate: bool = False,
+) -> None:
+    """What `linear` computes, in plain PyTorch and the precision of `x`."""
+    rows = source.gather(x) if source else x
+    y = _normed_product(rows, weights)
+    if source is not None and weights.pads_after_norm:
+        y[source.flat() < 0] = weights.padding.to(y.dtype)
+    if activate:
+        y = F.gelu(y)
+    if target is None:
+        out.copy_(y)
+    else:
+        target.scatter(out, target.gather(out) + y.to(out.dtype))
+
+
+def merge_reference(x: Tensor, size: tuple[int, int], weights: Weights, out: Tensor, tile: Tile) -> None:
+    """What `merge` computes, in plain PyTorch and the precision of `x`."""
+    height, width = size
+    maps = F.pad(x.view(-1, height, width, x.shape[1]), (0, 0, 0, width % 2, 0, height % 2))
+    joined = torch.cat([maps[:, down::2, right::2] for down in (0, 1) for right in (0, 1)], dim=-1)
+    out.copy_(_normed_product(joined.reshape(out.shape[0], -1), weights))
+
+
+def _normed_product(rows: Tensor, weights: Weights) -> Tensor:
+    if weights.eps is not None:
+        rows = F.layer_norm(rows, rows.shape[1:], eps=weights.eps)
+    return rows @ weights.weight.to(rows.dtype) + weights.bias.to(rows.dtype)

@@ -1,0 +1,130 @@
+"""Buffers and window tables for one batch and image size, allocated once: no pass allocates anything.
+
+B batch, H W height and width in tokens, T tokens of a map, C channels, N tokens in a window, W windows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsevit.engine.kernels.rows import Rows
+from sparsevit.engine.weights import BackboneWeights
+from sparsevit.model.windows import window_table
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """What a plan is for: images `(batch, colours, *size)`, size in pixels."""
+
+    batch: int
+    size: tuple[int, int]
+    patch: int
+    window: int
+
+
+@dataclass(frozen=True, eq=False)
+class StagePlan:
+    """Buffers of a stage. Both partitions of its map, plain and shifted, lie one after the other.
+
+    size: H and W; grid: rows and columns of windows.
+    x: token buffer, shape `(B * T, C)`.
+    out: normed output, shape `(B * T, C)`, if the stage has one.
+    places: token of each window position, shape `(2, W, N)`, int32; -1 where it is padding.
+    dense: all windows in their own order, by partition.
+    ranked, table: windows by rank and their rows, shapes `(2, B, W)` and `(2, B, W * N)`, int32.
+    magnitudes, scores: of tokens `(B, T)` and windows `(2, B, W)`, float32.
+    """
+
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    x: Tensor
+    out: Tensor | None
+    places: Tensor
+    dense: tuple[Rows, Rows]
+    ranked: Tensor
+    table: Tensor
+    magnitudes: Tensor
+    scores: Tensor
+
+    @property
+    def windows(self) -> int:
+        """Windows of an image, W."""
+        return self.places.shape[1]
+
+    def rows(self, partition: int, kept: int) -> Rows:
+        """The rows of the `kept` most active windows of each image, or of all in their own order."""
+        if kept == self.windows:
+            return self.dense[partition]
+        return Rows(self.table[partition], self.ranked[partition], kept)
+
+    def map(self, batch: int) -> Tensor:
+        """The output as `(B, C, H, W)`, in channels-last memory."""
+        assert self.out is not None
+        return self.out.view(batch, *self.size, -1).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All buffers. `scratch` holds compact rows inside a block: two regions that no stage outgrows."""
+
+    shape: Shape
+    stages: tuple[StagePlan, ...]
+    position: Tensor | None
+    scratch: tuple[Tensor, Tensor]
+
+    def compact(self, which: int, rows: int, channels: int) -> Tensor:
+        """A region of scratch as `(rows, channels)`."""
+        return self.scratch[which][: rows * channels].view(rows, channels)
+
+
+@torch.no_grad()
+def make_plan(shape: Shape, weights: BackboneWeights, dtype: torch.dtype, device: torch.device) -> Plan:
+    """Allocate everything for images of this shape."""
+    size = (math.ceil(shape.size[0] / shape.patch), math.ceil(shape.size[1] / shape.patch))
+    position = None
+    if weights.position is not None:
+        position = torch.nn.functional.interpolate(weights.position, size=size, mode="bicubic", align_corners=False)
+        position = position.flatten(2).transpose(1, 2)[0].contiguous()
+    stages, wide, narrow = [], 0, 0
+    for stage in weights.stages:
+        plan = _stage(shape, size, stage.channels, stage.norm is not None, dtype, device)
+        stages.append(plan)
+        hidden = stage.blocks[0].first.weight.shape[1]
+        wide = max(wide, plan.dense[0].total * max(3 * stage.channels, hidden))
+        narrow = max(narrow, plan.dense[0].total * stage.channels)
+        size = (math.ceil(size[0] / 2), math.ceil(size[1] / 2))
+    scratch = (torch.empty(wide, dtype=dtype, device=device), torch.empty(narrow, dtype=dtype, device=device))
+    return Plan(shape, tuple(stages), position, scratch)
+
+
+def _stage(
+    shape: Shape, size: tuple[int, int], channels: int, out: bool, dtype: torch.dtype, device: torch.device
+) -> StagePlan:
+    batch, tokens = shape.batch, size[0] * size[1]
+    grid = (math.ceil(size[0] / shape.window), math.ceil(size[1] / shape.window))
+    tables = [window_table(*size, shape.window, shift, device) for shift in (0, shape.window // 2)]
+    places = torch.stack([torch.where(table.index < tokens, table.index, -1) for table in tables])
+    windows, per_window = places.shape[1:]
+    image = torch.arange(batch, device=device).view(-1, 1, 1)
+    order = torch.arange(windows, device=device, dtype=torch.int32).repeat(batch, 1)
+    dense = [torch.where(place >= 0, image * tokens + place, -1).flatten(1).int() for place in places]
+
+    def empty(*dimensions: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(*dimensions, dtype=dtype, device=device)
+
+    return StagePlan(
+        size=size,
+        grid=grid,
+        x=empty(batch * tokens, channels, dtype=dtype),
+        out=empty(batch * tokens, channels, dtype=dtype) if out else None,
+        places=places.int().contiguous(),
+        dense=(Rows(dense[0], order, windows), Rows(dense[1], order, windows)),
+        ranked=empty(2, batch, windows, dtype=torch.int32),
+        table=empty(2, batch, windows * per_window, dtype=torch.int32),
+        magnitudes=empty(batch, tokens, dtype=torch.float32),
+        scores=empty(2, batch, windows, dtype=torch.float32),
+    )

@@ -1,0 +1,280 @@
+"""Every kernel against its plain PyTorch in float64: fresh random input, outputs poisoned with NaN, odd sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("triton")
+
+from sparsevit.engine.kernels import attention, embed, feed_forward, linear, norm, rank, window_block
+from sparsevit.engine.kernels.rows import Rows
+from sparsevit.engine.tuning import Tile
+from sparsevit.engine.weights import fold, padded_logits
+
+Check = Callable[..., Tensor]
+MakeRows = Callable[..., Rows]
+SMALL = Tile(32, 32, 16, 4, 2)
+# Maps in tokens, window, shift, kept windows of each image: whole, padded, one window, heads and tails of rankings.
+MAPS = [((14, 14), 7, 0, 4), ((9, 12), 7, 3, 3), ((7, 5), 7, 3, 1), ((8, 13), 4, 2, 5)]
+
+
+def layer(
+    inputs: int, outputs: int, device: torch.device, dtype: torch.dtype, *, normed: bool, after: bool = False
+) -> linear.Weights:
+    weights, before = nn.Linear(inputs, outputs), nn.LayerNorm(inputs)
+    with torch.no_grad():
+        before.weight.add_(torch.randn(inputs) * 0.3)
+        before.bias.add_(torch.randn(inputs) * 0.3)
+        weights.weight.normal_(std=inputs**-0.5)
+    return fold(weights.to(device), before.to(device) if normed else None, dtype, after=after)
+
+
+def logits(heads: int, window: int, device: torch.device) -> Tensor:
+    return padded_logits(torch.randn(heads, window**2, window**2, device=device))
+
+
+def poison(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.full(shape, math.nan, device=device, dtype=dtype)
+
+
+@pytest.fixture(autouse=True)
+def _seed(request: pytest.FixtureRequest) -> None:
+    torch.manual_seed(sum(map(ord, request.node.name)))
+
+
+def tokens(batch: int, size: tuple[int, int], channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Rows whose mean is not 0, as a norm must find it."""
+    return (torch.randn(batch * size[0] * size[1], channels, device=device) * 2 + 0.7).to(dtype)
+
+
+@pytest.mark.parametrize("rows", [1, 33, 100])
+@pytest.mark.parametrize(("inputs", "outputs"), [(48, 80), (96, 32), (32, 144)])
+@pytest.mark.parametrize("activate", [False, True])
+def test_linear_on_compact_rows(
+    check: Check, device: torch.device, dtype: torch.dtype, rows: int, inputs: int, outputs: int, activate: bool
+) -> None:
+    weights = layer(inputs, outputs, device, dtype, normed=activate)
+    x, out = tokens(1, (rows, 1), inputs, device, dtype), poison(rows, outputs, device=device, dtype=dtype)
+    check(linear.linear, linear.linear_reference, (x, weights, out, SMALL), 2, activate=activate)
+
+
+@pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_linear_gathers_rows_and_treats_padding_as_told(
+    check: Check,
+    make_rows: MakeRows,
+    device: torch.device,
+    dtype: torch.dtype,
+    size: tuple[int, int],
+    window: int,
+    shift: int,
+    kept: int,
+    after: bool,
+    batch: int,
+) -> None:
+    rows = make_rows(batch, size, window, shift, kept)
+    weights = layer(32, 48, device, dtype, normed=True, after=after)
+    out = poison(rows.total, 48, device=device, dtype=dtype)
+    x = tokens(batch, size, 32, device, dtype)
+    check(linear.linear, linear.linear_reference, (x, weights, out, SMALL), 2, source=rows)
+
+
+@pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
+def test_linear_adds_to_kept_rows_and_leaves_others_alone(
+    check: Check,
+    make_rows: MakeRows,
+    device: torch.device,
+    dtype: torch.dtype,
+    size: tuple[int, int],
+    window: int,
+    shift: int,
+    kept: int,
+) -> None:
+    rows = make_rows(2, size, window, shift, kept)
+    buffer = tokens(2, size, 80, device, dtype)
+    before = buffer.clone()
+    x = tokens(1, (rows.total, 1), 32, device, dtype)
+    weights = layer(32, 80, device, dtype, normed=False)
+    check(linear.linear, linear.linear_reference, (x, weights, buffer, SMALL), 2, target=rows)
+    others = torch.ones(len(buffer), dtype=torch.bool, device=device)
+    others[rows.flat()[rows.flat() >= 0]] = False
+    assert torch.equal(buffer[others], before[others])
+    assert not torch.equal(buffer[~others], before[~others])
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 6), (4, 7), (5, 3), (1, 1)])
+@pytest.mark.parametrize("normed", [False, True])
+def test_merging(check: Check, device: torch.device, dtype: torch.dtype, size: tuple[int, int], normed: bool) -> None:
+    weights = layer(4 * 32, 48, device, dtype, normed=normed)
+    out = poison(2 * math.ceil(size[0] / 2) * math.ceil(size[1] / 2), 48, device=device, dtype=dtype)
+    x = tokens(2, size, 32, device, dtype)
+    check(linear.merge, linear.merge_reference, (x, size, weights, out, SMALL), 3)
+
+
+@pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
+@pytest.mark.parametrize(("heads", "channels"), [(1, 16), (3, 96)])
+@pytest.mark.parametrize("programs", [1, 100])
+def test_attention(
+    check: Check,
+    make_rows: MakeRows,
+    device: torch.device,
+    dtype: torch.dtype,
+    size: tuple[int, int],
+    window: int,
+    shift: int,
+    kept: int,
+    heads: int,
+    channels: int,
+    programs: int,
+) -> None:
+    rows = make_rows(2, size, window, shift, kept)
+    qkv = torch.randn(rows.total, 3 * channels, device=device).to(dtype)
+    out = poison(rows.total, channels, device=device, dtype=dtype)
+    grid = (math.ceil(size[0] / window), math.ceil(size[1] / window))
+    check(
+        attention.attention,
+        attention.attention_reference,
+        (qkv, logits(heads, window, device), rows, out),
+        3,
+        window=window,
+        shift=shift,
+        grid=grid,
+        programs=programs,
+    )
+
+
+@pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
+@pytest.mark.parametrize(("heads", "channels"), [(1, 32), (3, 96), (3, 48)])
+@pytest.mark.parametrize("after", [False, True])
+def test_attention_half_in_one_kernel(
+    check: Check,
+    make_rows: MakeRows,
+    device: torch.device,
+    dtype: torch.dtype,
+    size: tuple[int, int],
+    window: int,
+    shift: int,
+    kept: int,
+    heads: int,
+    channels: int,
+    after: bool,
+) -> None:
+    rows = make_rows(2, size, window, shift, kept)
+    qkv = layer(channels, 3 * channels, device, dtype, normed=True, after=after)
+    projection = layer(channels, channels, device, dtype, normed=False)
+    grid = (math.ceil(size[0] / window), math.ceil(size[1] / window))
+    x = tokens(2, size, channels, device, dtype)
+    check(
+        window_block.window_block,
+        window_block.window_block_reference,
+        (x, qkv, logits(heads, window, device), projection, rows),
+        0,
+        window=window,
+        shift=shift,
+        grid=grid,
+        tile=SMALL,
+    )
+
+
+@pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
+@pytest.mark.parametrize("channels", [16, 32, 96])
+def test_feed_forward(
+    check: Check,
+    make_rows: MakeRows,
+    device: torch.device,
+    dtype: torch.dtype,
+    size: tuple[int, int],
+    window: int,
+    shift: int,
+    kept: int,
+    channels: int,
+) -> None:
+    rows = make_rows(2, size, window, shift, kept)
+    first = layer(channels, 4 * channels, device, dtype, normed=True)
+    second = layer(4 * channels, channels, device, dtype, normed=False)
+    x = tokens(2, size, channels, device, dtype)
+    before = x.clone()
+    arguments = (x, first, second, rows, SMALL)
+    check(feed_forward.feed_forward, feed_forward.feed_forward_reference, arguments, 0)
+    others = torch.ones(len(x), dtype=torch.bool, device=device)
+    others[rows.flat()[rows.flat() >= 0]] = False
+    assert torch.equal(x[others], before[others])
+
+
+@pytest.mark.parametrize(("rows", "channels"), [(1, 16), (50, 96), (7, 768)])
+def test_norm(check: Check, device: torch.device, dtype: torch.dtype, rows: int, channels: int) -> None:
+    scale, shift = torch.randn(2, channels, device=device)
+    out = poison(rows, channels, device=device, dtype=dtype)
+    x = tokens(1, (rows, 1), channels, device, dtype)
+    check(norm.norm, norm.norm_reference, (x, scale, shift, 1e-5, out), 4)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (30, 25), (4, 3)])
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("positioned", [False, True])
+def test_embedding(
+    check: Check, device: torch.device, dtype: torch.dtype, size: tuple[int, int], normed: bool, positioned: bool
+) -> None:
+    channels, rows = 48, math.ceil(size[0] / 4) * math.ceil(size[1] / 4)
+    weight = (torch.randn(48, channels, device=device) / 7).to(dtype)
+    bias, scale, shift = torch.randn(3, channels, device=device)
+    position = torch.randn(rows, channels, device=device) if positioned else None
+    out = poison(2 * rows, channels, device=device, dtype=dtype)
+    images = torch.randn(2, 3, *size, device=device).to(dtype)
+    arguments = (images, weight, bias, (scale, shift, 1e-5) if normed else None, position, 4, out)
+    check(embed.embed, embed.embed_reference, arguments, 6)
+
+
+@pytest.mark.parametrize(("size", "window"), [((14, 21), 7), ((20, 9), 7), ((36, 40), 2)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_ranking(
+    check: Check, make_rows: MakeRows, device: torch.device, size: tuple[int, int], window: int, batch: int
+) -> None:
+    x = tokens(batch, size, 48, device, torch.float32)
+    magnitudes = poison(batch * size[0] * size[1], device=device, dtype=torch.float32)
+    magnitudes = check(rank.magnitude, rank.magnitude_reference, (x, magnitudes), 1).view(batch, -1)
+    count = size[0] * size[1]
+    places = torch.stack([in_order(make_rows, size, window, shift) for shift in (0, window // 2)])
+    scores = poison(2, batch, places.shape[1], device=device, dtype=torch.float32)
+    scores = check(rank.score, rank.score_reference, (magnitudes, places, scores), 2)
+    equals(scores, places, count)
+
+
+def in_order(make_rows: MakeRows, size: tuple[int, int], window: int, shift: int) -> Tensor:
+    """Tokens of all windows, shape `(W, N)`."""
+    rows = make_rows(1, size, window, shift)
+    places = rows.table.view(-1, window**2)
+    return torch.empty_like(places).index_copy_(0, rows.windows[0].long(), places)
+
+
+def equals(scores: Tensor, places: Tensor, count: int) -> None:
+    """The kernel's ranking is the reference's, to the last tie."""
+    results: list[Any] = []
+    for run in (rank.rank, rank.rank_reference):
+        ranked = torch.full_like(scores, -7, dtype=torch.int32)
+        table = torch.full((*scores.shape[:2], places[0].numel()), -7, dtype=torch.int32, device=scores.device)
+        run(scores, places, count, ranked, table)
+        results.append((ranked, table))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_equal_scores_rank_by_number_and_nan_breaks_nothing(make_rows: MakeRows, device: torch.device) -> None:
+    places = torch.stack([in_order(make_rows, (36, 40), 2, shift) for shift in (0, 1)])
+    scores = torch.randint(0, 3, (2, 2, 360), device=device).float()
+    equals(scores, places, 36 * 40)
+    equals(torch.zeros_like(scores), places, 36 * 40)
+    scores[0, 1, 5] = math.nan
+    scores[1, 0, :] = math.nan
+    ranked = torch.full_like(scores, -7, dtype=torch.int32)
+    table = torch.full((2, 2, 36 * 40), -7, dtype=torch.int32, device=device)
+    rank.rank(scores, places, 36 * 40, ranked, table)
+    assert torch.equal(ranked.sort(-1).values, torch.arange(360, device=device).int().expand(2, 2, -1))
+    assert int(table.min()) >= -1

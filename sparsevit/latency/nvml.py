@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,12 +89,13 @@ def gpu(device: str) -> Iterator[Gpu | None]:
         yield None
         return
     try:
-        try:
-            # By its identity: CUDA_VISIBLE_DEVICES renumbers torch's devices, and NVML knows nothing of that.
-            uuid = torch.cuda.get_device_properties(device).uuid
-            found: Gpu | None = Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
-        except (pynvml.NVMLError, AttributeError):
-            found = None
+        found: Gpu | None = None
+        # By its identity: CUDA_VISIBLE_DEVICES renumbers torch's devices, and NVML knows nothing of that.
+        uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+        for kind in ("GPU", "MIG"):
+            with suppress(pynvml.NVMLError):
+                found = Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"{kind}-{uuid}"))
+                break
         yield found
     finally:
         pynvml.nvmlShutdown()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsevit.latency.drift import median_interval, without_drift
+from sparsevit.latency.drift import median_interval, wander, without_drift
 
 
 def series(paces: np.ndarray, costs: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,6 +37,12 @@ def test_a_machine_that_slows_down_changes_no_ratio(seed: int) -> None:
 def test_a_steady_machine_needs_no_correction() -> None:
     which, ms = series(np.ones(50), np.array([10.0, 5, 3, 8]), 0)
     assert np.allclose(without_drift(which, ms), ms)
+
+
+def test_the_wandering_of_the_pace_is_told_whatever_the_configurations() -> None:
+    costs = np.array([100.0, 80, 60, 40, 20, 30, 90])
+    assert wander(*series(np.ones(140), costs, 0)) == pytest.approx(0, abs=1e-9)
+    assert wander(*series(np.exp(np.linspace(0, 1, 140)), costs, 0)) == pytest.approx(math.exp(0.9) - 1, rel=0.1)
 
 
 def test_a_burst_moves_no_median() -> None:

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import math
+import random
+import re
+from dataclasses import replace
 from itertools import islice, pairwise
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from sparsevit.errors import UserError
 from sparsevit.latency.target import Target
-from sparsevit.latency.timing import ANCHOR_EVERY, MIN_ROUNDS, PROGRESS, measure
+from sparsevit.latency.timing import ANCHOR_EVERY, MIN_ROUNDS, PROGRESS, measure, survey
 from sparsevit.model import SparseSwin
 from sparsevit.sparsity import Sparsity, SparsitySpace
 
@@ -118,6 +122,98 @@ def test_threads_are_put_back_after_a_failure(clock_type: Any, backbone_type: An
     with pytest.raises(RuntimeError, match="broken"):
         measure(backbone_type(clock, fail), Target("cpu", threads + 1), SPARSITIES, clock=clock)
     assert torch.get_num_threads() == threads
+
+
+def told(clock: Any, backbone: Any, **settings: Any) -> list[str]:
+    """Notes of a run, but for what other programs do to this very machine."""
+    lines: list[str] = []
+    measure(backbone, TARGET, SPARSITIES, clock=clock, note=lines.append, **settings)
+    return [line for line in lines if not line.startswith("other programs")]
+
+
+def test_notes_say_what_may_have_spoiled_the_timings(clock_type: Any, backbone_type: Any) -> None:
+    steady = clock_type()
+    assert told(steady, backbone_type(steady, cost)) == []
+    slowing = clock_type(pace=lambda now: 1 + now / 15)
+    (line,) = told(slowing, backbone_type(slowing, cost), budget_s=30, precision=0.2)
+    assert re.fullmatch(r"the machine's pace wandered by \d+% meanwhile; this is corrected by the dense anchor", line)
+    rng = random.Random(0)
+    noisy = clock_type()
+    (line,) = told(
+        noisy, backbone_type(noisy, lambda sparsity: cost(sparsity) * rng.uniform(0.98, 1.02)), precision=0.0001
+    )
+    assert re.fullmatch(r"3 of 3 intervals are wider than ±0.0%, up to ±\d.\d%", line)
+
+
+def test_what_happens_only_once_is_not_counted(clock_type: Any, backbone_type: Any) -> None:
+    """Compiling takes 100 s for each configuration here, of a budget of 5 s."""
+    seen: set[str] = set()
+
+    def compiling(sparsity: Sparsity) -> float:
+        first = str(sparsity) not in seen
+        seen.add(str(sparsity))
+        return cost(sparsity) + (100_000 if first else 0)
+
+    clock = clock_type()
+    timings = measure(backbone_type(clock, compiling), TARGET, SPARSITIES, clock=clock, budget_s=5, precision=-1)
+    assert [timing.median_ms for timing in timings] == pytest.approx([70, 40, 20])
+    assert all(timing.samples > 5 for timing in timings)
+
+
+def test_a_slow_start_is_waited_for(clock_type: Any, backbone_type: Any) -> None:
+    """For 1.5 s, from its first call on, the machine is up to four times slower."""
+    clock = clock_type(pace=lambda now: max(1.0, 4 - 2 * now))
+    backbone = backbone_type(clock, lambda sparsity: cost(sparsity) / 10)
+    measure(backbone, TARGET, SPARSITIES, clock=clock, budget_s=60, precision=0.5)
+    dense = str(SPACE.dense)
+    warm_up = next(place for place, seen in enumerate(backbone.seen[4:]) if seen[0] != dense)
+    assert warm_up > 60
+
+
+class FakeDetector(nn.Module):
+    """Takes images whose sides are multiples of some number, and finds as many objects as it has images."""
+
+    def __init__(self, backbone: nn.Module, multiple: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.multiple = multiple
+        self.depths, self.window_size, self.patch_size = backbone.depths, 7, 4
+
+    def example_images(self, batch: int, size: tuple[int, int]) -> Tensor:
+        return torch.ones(batch, 3, *size)
+
+    def detect(self, images: Tensor, features: Any) -> int:
+        if any(side % self.multiple for side in images.shape[-2:]):
+            raise RuntimeError("The size of tensor a (15) must match the size of tensor b (14)")
+        self.backbone.clock.pass_ms(30)
+        return len(images)
+
+
+def test_a_detector_is_timed_with_all_that_follows_its_backbone(clock_type: Any, backbone_type: Any) -> None:
+    clock = clock_type()
+    target = replace(TARGET, scope="detector")
+    found = survey(FakeDetector(backbone_type(clock, cost), 1), target, [SPACE.dense, *SPARSITIES], clock=clock)
+    assert [timing.median_ms for timing in found.timings] == pytest.approx([130, 100, 70, 50])
+    assert found.notes[0] == "timed with 2 objects found in 2 image(s); more take longer"
+
+
+@pytest.mark.parametrize(("size", "works"), [((64, 100), "64x96"), ((47, 90), "32x96")])
+def test_a_size_that_a_detector_cannot_take_names_one_that_it_can(
+    clock_type: Any, backbone_type: Any, size: tuple[int, int], works: str
+) -> None:
+    clock = clock_type()
+    detector = FakeDetector(backbone_type(clock, cost), 32)
+    target = Target("cpu", 1, size=size, scope="detector")
+    with pytest.raises(UserError, match=rf"^the detector cannot take images of {size[0]}x{size[1]}: {works} works$"):
+        measure(detector, target, SPARSITIES, clock=clock)
+    assert measure(detector, replace(target, size=(64, 96)), SPARSITIES, clock=clock)
+
+
+def test_a_detector_that_takes_nothing_is_broken_for_another_reason(clock_type: Any, backbone_type: Any) -> None:
+    clock = clock_type()
+    detector = FakeDetector(backbone_type(clock, cost), 1000)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        measure(detector, Target("cpu", 1, size=(50, 50), scope="detector"), SPARSITIES, clock=clock)
 
 
 @pytest.mark.parametrize("budget_s", [30.0, 0.5])

@@ -204,7 +204,8 @@ class SparseSwin(nn.Module):
             x = stage(x, size, ratios)
             if i in self.out_indices:
                 normed = getattr(self, f"norm{i}")(x)
-                outs.append(normed.view(x.shape[0], *size, -1).permute(0, 3, 1, 2).contiguous())
+                # Channels stay last in memory, as convolutions on GPUs want them.
+                outs.append(normed.view(x.shape[0], *size, -1).permute(0, 3, 1, 2))
             if stage.downsample is not None:
                 x, size = stage.downsample(x, size)
         return tuple(outs)

@@ -6,6 +6,8 @@ the state-dict keys of mmdet 2.x's Swin.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,6 +41,7 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(channels, channels * 3, bias=qkv_bias)
         self.proj = nn.Linear(channels, channels)
         self.proj_drop = nn.Dropout(proj_drop)
+        self.attend: Attend = attend
 
     def bias(self) -> Tensor:
         """Relative position bias, shape `(h, N, N)`."""
@@ -48,14 +51,34 @@ class WindowAttention(nn.Module):
         """Attend inside each of `(windows, N, C)`; `mask` is added to the logits, shape `(windows, N, N)`."""
         windows, tokens, channels = x_WNC.shape
         qkv = self.qkv(x_WNC).view(windows, tokens, 3, self.heads, channels // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        bias = self.bias().to(q.dtype).unsqueeze(0)
-        if mask is not None:
-            bias = bias + mask.to(q.dtype).unsqueeze(1)
         drop = self.attn_drop if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale)
-        projected: Tensor = self.proj_drop(self.proj(out.transpose(1, 2).reshape(windows, tokens, channels)))
+        projected: Tensor = self.proj_drop(self.proj(self.attend(qkv, self.bias(), mask, self.scale, drop)))
         return projected
+
+
+Attend = Callable[[Tensor, Tensor, Tensor | None, float, float], Tensor]
+"""Attention proper, between the two linear layers: arguments and result are those of `attend`."""
+
+
+def attend(qkv: Tensor, bias: Tensor, mask: Tensor | None, scale: float, drop: float) -> Tensor:
+    """Attention of all heads inside all windows.
+
+    Args:
+        qkv: `(W, N, 3, h, D)`, D channels of a head.
+        bias, mask: added to the logits, `(h, N, N)` and `(W, N, N)`.
+        scale: of the logits, before that.
+        drop: share of the attention weights that are dropped.
+
+    Returns:
+        `(W, N, C)`.
+    """
+    windows, tokens = qkv.shape[:2]
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    added = bias.to(q.dtype).unsqueeze(0)
+    if mask is not None:
+        added = added + mask.to(q.dtype).unsqueeze(1)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=drop, scale=scale)
+    return out.transpose(1, 2).reshape(windows, tokens, -1)
 
 
 def relative_position_index(window: int) -> Tensor:

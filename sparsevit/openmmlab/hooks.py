@@ -5,12 +5,12 @@ They set `backbone.sparsity` and nothing else; no method of the model is replace
 
 from __future__ import annotations
 
-import os
 import random
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,13 @@ from mmcv.runner import HOOKS, Hook, get_dist_info, weights_to_cpu
 from sparsevit.adaptation import SparsitySchedule
 from sparsevit.console import Step, console, progress
 from sparsevit.model.backbone import SparseSwin
+from sparsevit.openmmlab.checkpoints import checkpoints, write_checkpoint
 from sparsevit.sparsity import PAPER_GRID, SparsitySpace
+
+if TYPE_CHECKING:
+    from sparsevit.openmmlab.evaluation import DetectorEvaluation
+
+SHOWN_EVERY_S = 2.0
 
 
 def backbone_of(model: torch.nn.Module) -> SparseSwin:
@@ -74,12 +80,24 @@ class EvaluateSparsities(Hook):  # type: ignore[misc]
     ) -> None:
         self.dataset, self.sparsities = dataset, sparsities
         self.interval, self.images, self.batch = interval, images, batch
+        self._evaluation: DetectorEvaluation | None = None
 
-    def before_run(self, runner: Any) -> None:
+    def open(self, model: torch.nn.Module) -> None:
+        """Open the data set and see that the detector can be judged on it; only the first rank does.
+
+        Raises:
+            UserError: if it cannot.
+        """
+        from sparsevit.openmmlab.data_checks import check_test_data
         from sparsevit.openmmlab.evaluation import DetectorEvaluation
 
-        if runner.rank == 0:
+        if get_dist_info()[0] == 0:
             self._evaluation = DetectorEvaluation.of_dataset(self.dataset, batch=self.batch)
+            check_test_data(self._evaluation.dataset, model, images=self.images, key="data.val")
+
+    def before_run(self, runner: Any) -> None:
+        if runner.rank == 0 and self._evaluation is None:  # named among custom_hooks
+            self.open(getattr(runner.model, "module", runner.model))
 
     def after_train_epoch(self, runner: Any) -> None:
         if (runner.epoch + 1) % self.interval and runner.epoch + 1 != runner.max_epochs:
@@ -91,6 +109,7 @@ class EvaluateSparsities(Hook):  # type: ignore[misc]
             torch.distributed.barrier()
 
     def _evaluate(self, runner: Any) -> None:
+        assert self._evaluation is not None
         model = getattr(runner.model, "module", runner.model)
         backbone = backbone_of(model)
         before = backbone.sparsity
@@ -130,24 +149,17 @@ class SaveCheckpoints(Hook):  # type: ignore[misc]
             "optimizer": runner.optimizer.state_dict(),
         }
         folder = Path(runner.work_dir)
-        temporary = folder / "checkpoint.tmp"
-        torch.save(content, temporary)
-        os.replace(temporary, folder / f"epoch_{epoch}.pth")
+        write_checkpoint(content, folder / f"epoch_{epoch}.pth")
         if self.keep > 0:
             for old in checkpoints(folder)[: -self.keep]:
                 old.unlink()
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints in a work folder, oldest first."""
-    return sorted(folder.glob("epoch_*.pth"), key=lambda path: int(path.stem.split("_")[1]))
 
 
 @HOOKS.register_module()
 class SeedEpochs(Hook):  # type: ignore[misc]
     """Seeds every epoch anew from seed, epoch and rank, so that a resumed run repeats an uninterrupted one.
 
-    What worker processes of a data loader draw is theirs; they are seeded when they start.
+    What worker processes of a data loader draw is theirs; `seeding.SeededImages` seeds every image.
     """
 
     def __init__(self, seed: int) -> None:
@@ -173,6 +185,7 @@ class ShowProgress(Hook):  # type: ignore[misc]
         self.title = title
         self._stack = stack
         self._step: Step | None = None
+        self._shown, self._loss = 0.0, ""
 
     def before_train_epoch(self, runner: Any) -> None:
         if self._step is None:  # only now is the number of iterations known
@@ -182,4 +195,7 @@ class ShowProgress(Hook):  # type: ignore[misc]
 
     def after_train_iter(self, runner: Any) -> None:
         assert self._step is not None
-        self._step(1, f"loss {float(runner.outputs['loss'].detach()):.3f}")
+        if time.monotonic() - self._shown > SHOWN_EVERY_S:  # reading the loss waits for the device
+            self._shown = time.monotonic()
+            self._loss = f"loss {float(runner.outputs['loss'].detach()):.3f}"
+        self._step(1, self._loss)

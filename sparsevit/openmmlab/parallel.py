@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparsevit.errors import UserError
+from sparsevit.openmmlab.step import total_loss
 
 _Result = TypeVar("_Result")
 _PATIENCE = timedelta(hours=6)  # ranks wait for the first one while it evaluates
@@ -91,15 +92,13 @@ class OneDevice(nn.Module):
 
     def __init__(self, module: nn.Module, device: torch.device, autocast: torch.dtype | None = None) -> None:
         super().__init__()
-        self.module = module.to(device)
+        self.module = _placed(module, device)
         self.device = device
         self.autocast = autocast
 
     def train_step(self, data: dict[str, Any], optimizer: Any) -> dict[str, Any]:
-        """Losses of one batch, mmdet's way."""
-        with casting(self.device, self.autocast):
-            outputs: dict[str, Any] = self.module.train_step(to_device(data, self.device), optimizer)  # type: ignore[operator]
-        return outputs
+        """Losses of one batch."""
+        return _outputs(self.module, to_device(data, self.device), self.device, self.autocast)
 
 
 class ManyRanks(DistributedDataParallel):
@@ -107,15 +106,26 @@ class ManyRanks(DistributedDataParallel):
 
     def __init__(self, module: nn.Module, device: torch.device, autocast: torch.dtype | None = None) -> None:
         super().__init__(
-            module.to(device), device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+            _placed(module, device), device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
         )
         self.own_device = device
         self.autocast = autocast
 
     def train_step(self, data: dict[str, Any], optimizer: Any) -> dict[str, Any]:
         """Losses of one batch; gradients are averaged over the ranks in the backward pass."""
-        batch = to_device(data, self.own_device)
-        with casting(self.own_device, self.autocast):
-            losses = self(**batch)
-        loss, log_vars = self.module._parse_losses(losses)
-        return {"loss": loss, "log_vars": log_vars, "num_samples": len(batch["img_metas"])}
+        return _outputs(self, to_device(data, self.own_device), self.own_device, self.autocast)
+
+
+def _placed(module: nn.Module, device: torch.device) -> nn.Module:
+    """The model on its device; on a GPU with channels last in memory, which spares convolutions two copies each."""
+    module = module.to(device)
+    return module.to(memory_format=torch.channels_last) if device.type == "cuda" else module  # type: ignore[call-overload]
+
+
+def _outputs(
+    model: nn.Module, batch: dict[str, Any], device: torch.device, autocast: torch.dtype | None
+) -> dict[str, Any]:
+    """What the hooks of an iteration need: the loss, and figures to log that are still on the device."""
+    with casting(device, autocast):
+        loss, figures = total_loss(model(**batch))
+    return {"loss": loss, "figures": figures, "num_samples": len(batch["img_metas"])}

@@ -32,7 +32,16 @@ def seeded_loader(dataset: Any, batch: int, workers: int, rank: int, ranks: int,
         num_workers=workers,
         collate_fn=partial(collate, samples_per_gpu=batch),
         persistent_workers=workers > 0,
+        generator=own_generator(),
     )
+
+
+def own_generator() -> torch.Generator:
+    """For a loader that keeps its workers: it draws a number when it starts them, in the first epoch of a run alone.
+
+    From the common generator, that draw would set a resumed run apart from an uninterrupted one.
+    """
+    return torch.Generator()
 
 
 def group_sampler(dataset: Any, batch: int, rank: int, ranks: int, seed: int) -> Any:

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,25 @@ from torch import nn
 
 from sparsevit.console import console, progress
 from sparsevit.errors import UserError, first_line
+from sparsevit.openmmlab.checkpoints import checkpoints, newest_checkpoint
 from sparsevit.openmmlab.coco_loader import device_loader
 from sparsevit.openmmlab.config import build_model
+from sparsevit.openmmlab.data_checks import check_test_data, check_training_data
 from sparsevit.openmmlab.datasets import training_dataset
 from sparsevit.openmmlab.evaluation import DetectorEvaluation
+from sparsevit.openmmlab.fast_heads import with_fast_heads
 from sparsevit.openmmlab.hooks import (
     EvaluateSparsities,
     SaveCheckpoints,
     SeedEpochs,
     ShowProgress,
     backbone_of,
-    checkpoints,
 )
+from sparsevit.openmmlab.one_voice import one_voice
 from sparsevit.openmmlab.parallel import ManyRanks, OneDevice, init_ranks, own_device
 from sparsevit.openmmlab.runner import resume
 from sparsevit.openmmlab.seeding import seeded_loader
+from sparsevit.openmmlab.step import LogFigures, OptimizerStep
 from sparsevit.openmmlab.training_forms import by_epochs, scale_rate, training_form
 from sparsevit.sparsity import Sparsity
 
@@ -63,28 +68,34 @@ def train(config: Any, work_dir: Path, *, seed: int = 0, device: str | None = No
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     torch.manual_seed(seed)
-    done = checkpoints(work_dir)
-    resumed = done[-1] if done else config.get("resume_from")
-    model = build_model(config, resumed or config.get("load_from") or None, backbone_alone=True)
-    dataset = training_dataset(config.data.train)
-    model.CLASSES = dataset.CLASSES
-    loader = _loader(dataset, config, rank, ranks, place, seed)
+    with one_voice():
+        resumed = newest_checkpoint(work_dir) or config.get("resume_from")
+        model = build_model(with_fast_heads(config), resumed or config.get("load_from") or None, backbone_alone=True)
+        dataset = training_dataset(config.data.train)
+        check_training_data(dataset, model)
+        model.CLASSES = dataset.CLASSES
+        loader = _loader(dataset, config, rank, ranks, place, seed)
     counted, more = by_epochs(config, len(loader))
     for note in [*notes, *more]:
         console.print(f"note: {note}", markup=False)
     autocast = getattr(torch, config.autocast) if config.get("autocast") and place.type == "cuda" else None
+    if autocast not in (None, torch.float32) and find_spec("triton"):
+        from sparsevit.engine.training_attention import train_with_kernels
+
+        train_with_kernels(backbone_of(model))
     wrapped: nn.Module = (ManyRanks if ranks > 1 else OneDevice)(model, place, autocast)
     with ExitStack() as stack:
-        runner = _runner(counted, wrapped, seed)
+        with one_voice():
+            runner = _runner(counted, wrapped, seed)
+            if resumed:
+                console.print(f"resuming from {resumed}", markup=False)
+                resume(runner, Path(resumed))
         runner.register_hook(ShowProgress(title, stack))
         work_dir.mkdir(parents=True, exist_ok=True)
         runner.work_dir = str(work_dir)
         if rank == 0:
             _write_config(config, work_dir / "config.py")
             stack.enter_context(_logging_to(work_dir / "training.log", runner.logger))
-        if resumed:
-            console.print(f"resuming from {resumed}", markup=False)
-            resume(runner, Path(resumed))
         runner.run([loader], [("train", 1)])
     if ranks > 1:
         torch.distributed.barrier()  # the last checkpoint is written
@@ -98,18 +109,19 @@ def _runner(config: Any, model: nn.Module, seed: int) -> Any:
     logger.addHandler(logging.NullHandler())
     saving = config.get("checkpoint_config") or {}
     try:
-        optimizer = build_optimizer(model, config.optimizer)
+        optimizer = build_optimizer(model, _fused(config.optimizer, next(model.parameters()).device))
         runner = build_runner(
             config.runner, default_args=dict(model=model, optimizer=optimizer, logger=logger, meta={})
         )
         runner.register_training_hooks(
             config.get("lr_config"),
-            config.get("optimizer_config") or {},
+            _stepping(config.get("optimizer_config") or {}),
             None,
             config.get("log_config"),
             config.get("momentum_config"),
             custom_hooks_config=config.get("custom_hooks"),
         )
+        runner.register_hook(LogFigures(config.get("log_config")), priority="LOW")
         runner.register_hook(DistSamplerSeedHook())
         runner.register_hook(SeedEpochs(seed))
         runner.register_hook(
@@ -117,6 +129,7 @@ def _runner(config: Any, model: nn.Module, seed: int) -> Any:
         )
         if config.get("evaluate_sparsities"):
             validation = EvaluateSparsities(**{"dataset": config.data.get("val"), **config.evaluate_sparsities})
+            validation.open(getattr(model, "module", model))
             runner.register_hook(validation, priority="LOW")
     except UserError:
         raise
@@ -124,6 +137,17 @@ def _runner(config: Any, model: nn.Module, seed: int) -> Any:
         raise UserError(f"cannot train what the config describes: {first_line(error)}") from error
     runner.timestamp = "training"  # names mmcv's log, training.log.json; a resumed run goes on with the same
     return runner
+
+
+def _fused(optimizer: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The optimiser's config, one kernel for all parameters where PyTorch has that."""
+    fused = {"fused": True} if device.type == "cuda" and optimizer.get("type") in ("AdamW", "Adam", "SGD") else {}
+    return {**fused, **optimizer}
+
+
+def _stepping(optimizer_config: Mapping[str, Any]) -> Any:
+    """The hook that steps the optimiser; one that the config names by type stays as it is."""
+    return optimizer_config if "type" in optimizer_config else OptimizerStep(**optimizer_config)
 
 
 def check_work_dir(work_dir: Path) -> None:
@@ -165,6 +189,9 @@ def judge_all(
     wanted = [Sparsity.of(text, backbone.depths) for text in sparsities] if sparsities else [backbone.sparsity]
     evaluation = DetectorEvaluation.of_dataset(
         config.data.get("test") or config.data.val, batch=8 if place.type == "cuda" else 1
+    )
+    check_test_data(
+        evaluation.dataset, model, images=images, key="data.test" if config.data.get("test") else "data.val"
     )
     model.to(place)
     count = len(evaluation) if images is None else min(images, len(evaluation))

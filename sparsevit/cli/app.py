@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sparsevit import __version__
-from sparsevit.cli import data
+from sparsevit.cli import data, latency
 from sparsevit.cli.adapt import adapt
 from sparsevit.cli.check import check
 from sparsevit.cli.convert import convert
@@ -59,6 +59,7 @@ app.command()(evaluate)
 app.command()(measure)
 app.command()(adapt)
 app.command()(convert)
+app.add_typer(latency.app, name="latency")
 app.add_typer(data.app, name="data")
 
 

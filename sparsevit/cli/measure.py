@@ -106,7 +106,7 @@ def measure(
         )
     ]
     with messages_on_stderr() if as_json else nullcontext():
-        subject, remarks = _load(config, checkpoint, scope)
+        subject, remarks = load_subject(config, checkpoint, scope)
         sparsities = [Sparsity.of(text, subject.depths) for text in sparsity or SHARES]  # type: ignore[arg-type]
         found, skipped = [], []
         for target in dict.fromkeys(targets):
@@ -173,7 +173,9 @@ def _check_plot(plot: Path | None) -> None:
         raise UserError(f"cannot write {plot}: it is a folder")
 
 
-def _load(config: str, checkpoint: str | None, scope: str) -> tuple[nn.Module, list[str]]:
+def load_subject(
+    config: str, checkpoint: str | None, scope: str, command: str = "measure"
+) -> tuple[nn.Module, list[str]]:
     """What is to be timed, and what to know of its input."""
     if config == BUILTIN:
         config, checkpoint = BUILTIN_CONFIG, checkpoint or BUILTIN_CHECKPOINT
@@ -184,7 +186,7 @@ def _load(config: str, checkpoint: str | None, scope: str) -> tuple[nn.Module, l
             return load_backbone(config, checkpoint), []
         from sparsevit.openmmlab.timed import load_detector
     except ModuleNotFoundError as error:
-        raise MissingExtraError(f"sparsevit measure (module {error.name})", "openmmlab") from error
+        raise MissingExtraError(f"sparsevit {command} (module {error.name})", "openmmlab") from error
     detector = load_detector(config, checkpoint)
     remarks = [f"the detector was given {detector.images.origin}"]
     if checkpoint is None:

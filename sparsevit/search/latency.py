@@ -37,7 +37,9 @@ def known_latencies(supernet: Supernet, ledger: Ledger, limit: float | None = No
     key = space_key(supernet.space)
     model = _stored(supernet, ledger, key)
     if model is None:
-        model = fit_and_store(supernet, ledger)
+        with progress("latency model", fitting.PROGRESS) as step:
+            model = fitting.fit(supernet.backbone, supernet.target, supernet.space, step=step)
+        store(supernet, ledger, model)
     while model.error.mean > limit and model.extensions < EXTENSIONS:
         seconds = fitting.default_seconds(model.target)
         console.print(
@@ -56,13 +58,10 @@ def known_latencies(supernet: Supernet, ledger: Ledger, limit: float | None = No
     return model, trusted
 
 
-def fit_and_store(supernet: Supernet, ledger: Ledger, *, seconds: float | None = None) -> LatencyModel:
-    """Fit a latency model on the supernet's target, and store it in place of what is there."""
-    with progress("latency model", fitting.PROGRESS) as step:
-        model = fitting.fit(supernet.backbone, supernet.target, supernet.space, budget_s=seconds, step=step)
+def store(supernet: Supernet, ledger: Ledger, model: LatencyModel) -> None:
+    """Store a latency model in place of what is there, and the dense latency that was measured for it."""
     ledger.put_latency(supernet.space.dense, model.dense)
     ledger.replace_latency_model(space_key(supernet.space), model.to_json())
-    return model
 
 
 def paid_latency(supernet: Supernet, ledger: Ledger, model: LatencyModel) -> PaidLatency:

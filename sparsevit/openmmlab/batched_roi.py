@@ -12,10 +12,11 @@ import torch
 from mmdet.models.builder import HEADS
 from mmdet.models.roi_heads import StandardRoIHead
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from sparsevit.openmmlab.batched import Proposals, assign, pad_boxes, pad_labels, pick
-from sparsevit.openmmlab.masks import DeviceMasks
+from sparsevit.openmmlab.masks import joined
 from sparsevit.openmmlab.roi_features import roi_features
 
 
@@ -98,7 +99,7 @@ class BatchedRoIHead(StandardRoIHead):  # type: ignore[misc]  # mmdet is untyped
 
     def _mask_targets(self, gt_masks: Sequence[Any], instance: Tensor, boxes: Tensor) -> Tensor:
         """Each box's own mask, cropped and resized, `(n, size, size)` of 0 and 1."""
-        masks = torch.cat([DeviceMasks.of(each, boxes.device).masks for each in gt_masks]).float()
+        masks = joined(gt_masks, boxes.device).float()
         rois = torch.cat([instance[:, None].to(boxes.dtype), boxes], dim=1)
         cropped = roi_align(masks[:, None], rois, _pair(self.train_cfg.mask_size), 1.0, 0, True)[:, 0]
         target: Tensor = (cropped >= 0.5).float()

@@ -20,9 +20,7 @@ from sparsevit.openmmlab.image_cache import MOST_GB, ImageCache, default_folder,
 from sparsevit.openmmlab.masks import DeviceMasks
 from sparsevit.openmmlab.pipeline import CannotSplitError
 from sparsevit.openmmlab.prepared_images import Prepared, PreparedImages
-from sparsevit.openmmlab.seeding import EpochSampler, group_sampler
-
-PREFETCHED = 3  # batches that each worker keeps ready
+from sparsevit.openmmlab.seeding import EpochSampler, group_sampler, own_generator
 
 
 def device_loader(
@@ -99,7 +97,7 @@ class DeviceLoader:
             pin_memory=device.type == "cuda",
             worker_init_fn=_start_worker,
             persistent_workers=workers > 0,
-            prefetch_factor=PREFETCHED if workers else None,
+            generator=own_generator(),
         )
 
     def set_epoch(self, epoch: int) -> None:

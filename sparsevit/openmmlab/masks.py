@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 
@@ -47,3 +49,13 @@ class DeviceMasks:
     def to_ndarray(self) -> NDArray[Any]:
         array: NDArray[Any] = self.masks.cpu().numpy()
         return array
+
+
+def joined(masks: Sequence[Any], device: torch.device) -> Tensor:
+    """Masks of several images in any form that `DeviceMasks.of` takes, bool `(N, H, W)`, as large as the largest.
+
+    An image's masks lie in the top left corner: mmdet pads images one by one, and then those of a batch to the largest.
+    """
+    found = [DeviceMasks.of(each, device).masks for each in masks]
+    height, width = (max(each.shape[side] for each in found) for side in (1, 2))
+    return torch.cat([F.pad(each, (0, width - each.shape[2], 0, height - each.shape[1])) for each in found])

@@ -32,9 +32,6 @@ from sparsevit.openmmlab.parallel import to_device
 from sparsevit.openmmlab.prepared_images import PreparedImages
 from sparsevit.openmmlab.seeding import drawing
 
-# pycocotools as it is, under numpy 2.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
 CPU = torch.device("cpu")
 NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 LOAD = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True, with_mask=True)]

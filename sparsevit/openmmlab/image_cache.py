@@ -122,7 +122,7 @@ class ImageCache:
                 arrays[name] = np.ascontiguousarray(value)
             else:
                 plain["values"][name] = value
-        content = save(arrays, {"results": json.dumps(plain)})
+        content = save(arrays, {"results": json.dumps(plain, default=_plain)})
         if not self._reserve(len(content)):
             return
         file = self._file(key)

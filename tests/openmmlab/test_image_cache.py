@@ -74,6 +74,12 @@ def test_a_spoilt_file_is_as_good_as_none(tmp_path: Path, spoilt: bytes | None) 
     assert_same(cache.read("abc"), content())
 
 
+def test_a_number_of_numpy_comes_back_as_one_of_python(tmp_path: Path) -> None:
+    cache = ImageCache(tmp_path, 10**6)
+    cache.keep("abc", {**content(), "scale": (np.int64(3), np.float32(0.5))})
+    assert_same(cache.read("abc"), {**content(), "scale": (3, 0.5)})
+
+
 def test_the_budget_holds_over_processes(tmp_path: Path) -> None:
     cache = ImageCache(tmp_path, 20_000)
     workers = [multiprocessing.get_context("fork").Process(target=_keep_many, args=(cache, start)) for start in (0, 50)]

@@ -25,6 +25,10 @@ Array = NDArray[np.float64]
 VARIANCES = (0.0, *np.geomspace(1e-3, 1e9, 19))
 """Of a group's coefficients, in units where 1 shows in the measurements as much as their noise does."""
 
+OUTLYING = 2.5
+"""Robust standard deviations from which on a measurement is believed the less, the further off it is."""
+
+REWEIGHTINGS = 3
 SWEEPS = 3
 EVIDENCE = 6.0
 """What -2 log likelihood must fall by before repeats count: about one chance in a hundred that it is luck."""
@@ -116,7 +120,12 @@ def fit_terms(
     measured = np.array([sparsity.kept(windows) for sparsity in sparsities])
     weight = np.sqrt(np.minimum(samples, MAX_SAMPLES * np.median(samples))) / ms
     groups = _groups(space, windows, measured)
-    additive = _Fit([groups[0], groups[2]] if launches else groups[:-1], ms, weight)
+    plain = [groups[0], groups[2]] if launches else groups[:-1]
+    believed = np.ones(len(ms))
+    for _ in range(REWEIGHTINGS):
+        believed = _believed(_Fit(plain, ms, weight * believed).residuals / believed)
+    weight *= believed
+    additive = _Fit(plain, ms, weight)
     fit = additive
     if not launches and groups[-1].columns.any():
         repeating = _Fit(groups, ms, weight)
@@ -158,6 +167,14 @@ def kendall(first: Array, second: Array) -> float:
     a, b = np.sign(first[rows] - first[columns]), np.sign(second[rows] - second[columns])
     norm = np.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b / norm) if norm else float("nan")
+
+
+def _believed(residuals: Array) -> Array:
+    """How far to believe each measurement: less if it is an outlier, as others' work makes them (Huber's weights)."""
+    scale = 1.4826 * float(np.median(np.abs(residuals - np.median(residuals))))
+    if scale == 0:
+        return np.ones(len(residuals))
+    return np.asarray(np.sqrt(np.minimum(1, OUTLYING * scale / np.maximum(np.abs(residuals), 1e-300))), np.float64)
 
 
 def _rows(table: Array) -> Rows:
@@ -253,6 +270,7 @@ class _Fit:
 
     Attributes:
         coefficients: shape `(P,)`; the constant is the first.
+        residuals: of the weighted latencies, shape `(N,)`.
         covariance: of the coefficients, shape `(P, P)`.
         cells: what each coefficient adds to the cells, shape `(P, L, G)`; `repeats` likewise, `(P, S, G)`.
         score: -2 log restricted likelihood, up to a constant.
@@ -282,7 +300,9 @@ class _Fit:
         inverse = np.linalg.pinv(normal, rcond=1e-14, hermitian=True)
         rest = len(ms) - self._free.shape[1]
         scale = np.concatenate([np.ones(self._free.shape[1]), *(np.full(c.shape[1], ms.mean()) for _, c, _ in used)])
-        self.coefficients = inverse @ (x.T @ self._y) * scale
+        whitened = inverse @ (x.T @ self._y)
+        self.residuals = self._y - x @ whitened
+        self.coefficients = whitened * scale
         sigma2 = max(self._quadratic(variances), 0.0) / max(rest, 1)
         self.covariance = inverse * np.outer(scale, scale) * sigma2
         chosen = [*free, *(one for one, _, _ in used)]

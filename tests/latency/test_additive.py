@@ -203,3 +203,22 @@ def test_a_sequence_may_rise_where_it_is_allowed_to(values: list[float], data: s
     cuts = np.flatnonzero(rises) + 1
     parts = zip(np.split(np.array(values), cuts), np.split(result, cuts), strict=True)
     assert all(np.allclose(found, falling(part)) for part, found in parts)
+
+
+def test_outliers_are_believed_less() -> None:
+    """What others' work on the machine makes of some measurements does not spread over the predictions of all."""
+    space, windows = SparsitySpace(), (576, 144, 36, 9)
+    rng = np.random.default_rng(0)
+    cells = np.array([30.0, 15, 10, 10, 10, 5])
+    totals = np.array([576, 144, 36, 36, 36, 9])
+
+    def latency(sparsity: Sparsity) -> float:
+        return 100.0 - float(cells @ (1 - np.array(sparsity.kept(windows)) / totals))
+
+    measured = [space.dense, *designed(space, windows, 72, 0)]
+    ms = np.array([latency(one) for one in measured]) * np.exp(rng.normal(0, 0.003, len(measured)))
+    ms[5::12] *= 1.15
+    terms = fit_terms(space, windows, measured, ms, np.ones(len(ms)))
+    checks = draw(space, windows, 100, 1)
+    exact = np.array([latency(one) for one in checks])
+    assert np.abs(predict(terms, space, checks) / exact - 1).mean() < 0.01  # 15 % of 8 % of the measurements is 1.2 %

@@ -69,7 +69,7 @@ def test_held_out_configurations_had_no_part_in_the_fit(clock_type: Any, backbon
         return cost(sparsity) * (2 if sparsity in held else 1)
 
     second = fit(backbone_type(clock := clock_type(), slower), TARGET, SPACE, clock=clock)
-    assert second.predict(SPACE.uniform("0.8")) == pytest.approx(first.predict(SPACE.uniform("0.8")), rel=1e-6)
+    assert second.predict(SPACE.uniform("0.8")) == pytest.approx(first.predict(SPACE.uniform("0.8")), rel=1e-5)
     assert [check.predicted_ms for check in second.held_out] == pytest.approx(
         [check.predicted_ms for check in first.held_out]
     )

@@ -19,7 +19,7 @@ from sparsevit.cli import app as cli
 from sparsevit.cli.export import export
 from sparsevit.cli.search import search
 from sparsevit.cli.status import status
-from sparsevit.latency import model, timing
+from sparsevit.latency import timing
 
 FAKES = Path(__file__).parents[1] / "search"
 STUDY = """
@@ -48,8 +48,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleTyp
 
     search_fakes.FakeEvaluator.asked.clear()
     search_fakes.FakeEvaluator.before = None
-    for module in (timing, model):
-        monkeypatch.setattr(module, "measure", search_fakes.measure)
+    monkeypatch.setattr(timing, "measure", search_fakes.measure)
     commands = typer.Typer()
     for command in (search, status, export):
         commands.command()(command)
@@ -81,7 +80,7 @@ def test_search_prints_what_was_found_and_where_it_lies(capsys: pytest.CaptureFi
     assert run("search", "small.toml") == 0
     out = capsys.readouterr().out
     assert re.search(r"dense subnet: bbox mAP 0\.8000, mask mAP 0\.7000, 30 ms measured", out)
-    assert re.search(r"latency model: \d+\.\d% mean error, \d+\.\d% at most, on 12 held-out", out)
+    assert re.search(r"latency model: \d+\.\d% mean error, \d+\.\d% at most, on 16 held-out", out)
     row = r"(?m)^ *\d+\*? +[\d.,]+/[\d.,]+/[\d.]+,[\d.]+/[\d.]+ +0\.\d+ +0\.\d+ +[\d.]+ +[\d.]+ *$"
     assert re.search(row, out)
     assert re.search(r"best within at most 24 ms: [\d./,]+ +\(bbox mAP", out)

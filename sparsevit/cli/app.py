@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -74,14 +75,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        code, line = _explain(error)
+        if code == USER_ERROR and not _speaks():
+            sys.exit(code)
         for detail in getattr(error, "details", ()):
             print(f"  {detail}", file=sys.stderr)
-        code, line = _explain(error)
     except KeyboardInterrupt:
         code, line = INTERRUPTED, "interrupted"
-    if line:
+    if line and (code != INTERRUPTED or os.environ.get("RANK", "0") == "0"):
         print(" ".join(line.splitlines()), file=sys.stderr)
     sys.exit(code)
+
+
+def _speaks() -> bool:
+    """Whether this process says what the user did wrong. What goes wrong before ranks have joined does so on all."""
+    distributed = sys.modules.get("torch.distributed")
+    joined = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    return joined or os.environ.get("RANK", "0") == "0"
 
 
 def _explain(error: Exception) -> tuple[int, str]:

@@ -12,7 +12,6 @@ import torch
 from mmdet.models.builder import HEADS
 from mmdet.models.roi_heads import StandardRoIHead
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from sparsevit.openmmlab.batched import Proposals, assign, pad_boxes, pad_labels, pick

@@ -25,7 +25,7 @@ _OPERATORS: dict[str, dict[str, Sequence[int]]] = {
 def serve_low_precision() -> None:
     """Have mmcv's functions call these operators through `in_float32`. Safe to call again."""
     for name, operators in _OPERATORS.items():
-        module = import_module(f"mmcv.ops.{name}")
+        module: Any = import_module(f"mmcv.ops.{name}")
         if not isinstance(module.ext_module, _AnyPrecision):
             module.ext_module = _AnyPrecision(module.ext_module, operators)
 

@@ -146,3 +146,13 @@ def test_help_imports_nothing_heavy():
     loaded = set(run.stdout.splitlines()[-1].split())
     assert "sparsevit.cli.check" in loaded
     assert not loaded & {"torch", "torchvision", "mmcv", "mmdet", "optuna", "plotly", "sqlalchemy", "sklearn", "cv2"}
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", True), ("1", False)])
+def test_what_goes_wrong_on_all_ranks_is_said_by_the_first(monkeypatch, capsys, rank, said):
+    pytest.importorskip("mmdet")
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["evaluate", "gone.py", "gone.pth"])
+    assert stop.value.code == 2
+    assert ("error: config not found: gone.py" in capsys.readouterr().err) is said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,3 +89,79 @@ def tiny(tmp_path: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return write_config(tmp_path, data_folder, **arguments)
 
     return write
+
+
+OWN = """
+_base_ = "tiny.py"
+own = dict(type="CocoDataset", ann_file="own/own.json", img_prefix="own/images", classes=("cat", "dog"))
+model = dict(
+    rpn_head=dict(type="RPNHead"),
+    roi_head=dict(type="StandardRoIHead", bbox_head=dict(num_classes=2), mask_head=dict(num_classes=2)),
+)
+data = dict(
+    workers_per_gpu=0,
+    train=dict(
+        _delete_=True,
+        pipeline=[
+            dict(type="LoadImageFromFile"),
+            dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+            dict(type="Resize", img_scale=[(96, 96), (128, 128)], multiscale_mode="value", keep_ratio=True),
+            dict(type="RandomFlip", flip_ratio=0.5),
+            dict(type="Normalize", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True),
+            dict(type="Pad", size_divisor=32),
+            dict(type="DefaultFormatBundle"),
+            dict(type="Collect", keys=["img", "gt_bboxes", "gt_labels", "gt_masks"]),
+        ],
+        **own,
+    ),
+    val=dict(_delete_=True, pipeline={{_base_.test_pipeline}}, **own),
+    test=dict(_delete_=True, pipeline={{_base_.test_pipeline}}, **own),
+)
+evaluate_sparsities = None
+"""
+
+
+class OwnData:
+    """A COCO data set of eight images of two classes below `own/`; write it again after spoiling `content`."""
+
+    def __init__(self, config: Path) -> None:
+        import cv2
+        import numpy as np
+
+        self.config = config
+        self.file = Path("own/own.json")
+        self.images = Path("own/images")
+        self.images.mkdir(parents=True)
+        random = np.random.default_rng(0)
+        for number in range(8):
+            cv2.imwrite(str(self.images / f"{number}.png"), random.integers(0, 255, (128, 128, 3), np.uint8))
+        self.content: dict[str, Any] = {
+            "images": [{"id": i, "file_name": f"{i}.png", "height": 128, "width": 128} for i in range(8)],
+            "annotations": [self._object(i) for i in range(16)],
+            "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        }
+        self.write()
+
+    def write(self) -> None:
+        self.file.write_text(json.dumps(self.content))
+
+    @staticmethod
+    def _object(number: int) -> dict[str, Any]:
+        x, y, size = 4.0 + 4 * number, 20.0, 40.0
+        return {
+            "id": number + 1,
+            "image_id": number % 8,
+            "category_id": 1 + number % 2,
+            "bbox": [x, y, size, size],
+            "area": size * size,
+            "iscrowd": 0,
+            "segmentation": [[x, y, x + size, y, x + size, y + size, x, y + size]],
+        }
+
+
+@pytest.fixture
+def own(tiny: Callable[..., Path]) -> OwnData:
+    """A config of the small detector, with mmdet's own heads, for a stock CocoDataset in the current folder."""
+    config = tiny().with_name("own.py")
+    config.write_text(OWN)
+    return OwnData(config)

@@ -239,7 +239,7 @@ def test_data_sets_that_cannot_be_read_are_one_line(tiny: Callable[..., Path], t
     config = tiny(more=coco)
     assert refusal(config) == "the data set's file is not there: ann.json"
     Path("ann.json").write_text("{")
-    assert "cannot read the data set ann.json: JSONDecodeError" in refusal(config)
+    assert "the annotation file ann.json is not JSON, or only part of it: " in refusal(config)
     Path("ann.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     assert refusal(config) == "the data set ann.json holds no image"
     assert "cannot read the data set ann.json: KeyError: 'Unheard" in refusal(config, **{"data.test.type": "Unheard"})

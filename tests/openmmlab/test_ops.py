@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,3 +194,21 @@ def test_wrong_installations_are_one_line(
     with pytest.raises(error, match=said) as caught:
         compat.prepare()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif("mmcv-full" in ops.ops_in_use().source, reason="compiled operators are in use")
+def test_a_config_that_needs_another_operator_is_one_line(
+    tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sparsevit.cli.app import main
+    from sparsevit.openmmlab.config import build_model, load_config
+
+    config = tiny()
+    torch.save(build_model(load_config(config)).state_dict(), "weights.pth")
+    option = ("--cfg-options", "model.test_cfg.rcnn.nms.type=soft_nms")
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(config), "weights.pth", "--device", "cpu", *option])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: this model uses mmcv's operator 'softnms', which mmcv-full alone has: pip uninstall")
+    assert err.count("\n") == 1

@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,22 @@ from sparsevit.model import SparseSwin
 BYTES_PER_S, FLOPS_PER_S = 4.3e12, 790e12
 """Measured on an H200: a device-to-device copy, and a large bfloat16 matrix product."""
 
-NAMES = ("embed", "linear", "merge", "attention", "window_block", "feed_forward", "norm", "magnitude", "score", "rank")
+NAMES = (
+    "embed",
+    "linear",
+    "merge",
+    "attention",
+    "window_block",
+    "feed_forward",
+    "norm",
+    "row_sums",
+    "magnitude",
+    "score",
+    "rank",
+)
+
+
+Choice = Tile | tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -39,13 +54,13 @@ class Launch:
     flops: int
     bytes: int
 
-    def run(self, tile: Tile | None = None) -> None:
-        if tile is None:
-            self.call(*self.arguments, **self.keywords)
-        elif "tile" in self.keywords:
-            self.call(*self.arguments, **{**self.keywords, "tile": tile})
+    def run(self, choice: Choice | None = None) -> None:
+        """With other block sizes: a tile in place of the launch's own, or other keywords."""
+        if isinstance(choice, Tile) and "tile" not in self.keywords:
+            self.call(*(choice if isinstance(each, Tile) else each for each in self.arguments), **self.keywords)
         else:
-            self.call(*(tile if isinstance(each, Tile) else each for each in self.arguments), **self.keywords)
+            other = {"tile": choice} if isinstance(choice, Tile) else dict(choice or ())
+            self.call(*self.arguments, **{**self.keywords, **other})
 
     @property
     def floor_us(self) -> float:
@@ -109,6 +124,9 @@ def cost(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tup
             2 * out.shape[0] * weight.numel(),
             2 * (images.numel() + out.numel()),
         )
+    if name == "row_sums":
+        rows, channels = arguments[1].total, arguments[0].shape[1]
+        return f"row_sums {rows}x{channels}", 0, 2 * rows * channels
     if name in ("norm", "magnitude"):
         x = arguments[0]
         return f"{name} {x.shape[0]}x{x.shape[1]}", 0, x.numel() * (4 if name == "norm" else 2)
@@ -140,7 +158,7 @@ def report(model: SparseSwin, images: torch.Tensor, dtype: torch.dtype, sparsity
 REPEATS = 20
 
 
-def time_alone(cases: list[tuple[Launch, Tile | None]], seconds: float = 0.05) -> list[float]:
+def time_alone(cases: list[tuple[Launch, Choice | None]], seconds: float = 0.05) -> list[float]:
     """Microseconds of each launch: graphs of many in a row, one case after the other."""
     found = []
     for launch, tile in cases:
@@ -149,30 +167,40 @@ def time_alone(cases: list[tuple[Launch, Tile | None]], seconds: float = 0.05) -
     return found
 
 
-LINEAR = ((64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 128, 4), (128, 128, 8), (128, 256, 8))
-"""Rows, columns and warps."""
+LINEAR = (
+    (64, 64, 64, 4, 3), (64, 64, 64, 4, 4), (64, 128, 64, 4, 3), (64, 128, 64, 4, 4), (128, 64, 64, 4, 3),
+    (128, 64, 64, 4, 4), (128, 64, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 64, 8, 3), (128, 128, 64, 8, 4),
+    (128, 256, 64, 8, 3), (64, 256, 64, 8, 3), (128, 128, 128, 8, 2), (64, 64, 128, 4, 3), (64, 128, 128, 4, 2),
+    (64, 32, 64, 4, 4), (128, 64, 32, 4, 3), (128, 128, 32, 8, 3), (64, 128, 32, 4, 3), (128, 32, 32, 4, 3),
+)  # fmt: skip
+"""Rows, columns, depth, warps, stages."""
 
 
-def candidates(launch: Launch) -> list[Tile]:
+def candidates(launch: Launch) -> list[Choice]:
     """Block sizes worth trying."""
     kind = launch.name.split()[0]
     if kind == "window_block":
-        return [Tile(64, 0, 0, warps, stages) for warps in (4, 8) for stages in (1, 2, 3)]
+        return [Tile(64, 0, 0, 4, stages) for stages in (2, 3)]
     if kind == "feed_forward":
+        limit = 128 if launch.arguments[0].shape[1] <= 96 else 168
         return [
-            Tile(rows, columns, 0, warps, stages)
+            Tile(rows, columns, 0, warps, stages, registers)
             for rows, warps in ((64, 4), (128, 8))
-            for columns in (64, 128)
-            for stages in (1, 2, 3)
+            for columns in (32, 64)
+            for stages in (2, 3)
+            for registers in (None, limit)
         ]
     if kind in ("linear", "merge"):
         k = launch.arguments[1 if kind == "linear" else 2].weight.shape[0] // (1 if kind == "linear" else 4)
+        return [Tile(*each) for each in LINEAR if k % each[2] == 0 and (each[2] > 32 or k % 64)]
+    if kind == "attention":
         return [
-            Tile(rows, columns, depth, warps, stages)
-            for rows, columns, warps in LINEAR
-            for depth, stages in ((32, 4), (64, 3), (64, 4), (128, 2))
-            if k % depth == 0 and (depth == 64 or (rows, columns) == (128, 128))
+            (("programs", programs), ("stages", stages), ("warps", warps))
+            for programs in (264, 528, 1056, 2112)
+            for stages, warps in ((1, 4), (2, 4), (3, 4), (2, 2))
         ]
+    if kind == "embed":
+        return [(("rows", rows), ("warps", warps)) for rows, warps in ((32, 4), (64, 4), (64, 8), (128, 4), (128, 8))]
     return []
 
 
@@ -188,19 +216,21 @@ def search(launches: list[Launch], images: torch.Tensor, dtype: torch.dtype, spa
         works = {job for part in parts for job in part.result()}
     results: dict[str, list[dict[str, Any]]] = {}
     for name, launch in distinct.items():
-        tiles = [tile for tile in candidates(launch) if (name, tile) in works]
-        times = time_alone([(launch, None), *((launch, tile) for tile in tiles)], 0.02)
-        ranked = sorted(zip(times[1:], tiles, strict=True), key=lambda pair: pair[0])
-        results[name] = [{"us": us, **asdict(tile)} for us, tile in ranked]
+        choices = [tile for tile in candidates(launch) if (name, tile) in works]
+        times = time_alone([(launch, None), *((launch, tile) for tile in choices)], 0.02)
+        ranked = sorted(zip(times[1:], choices, strict=True), key=lambda pair: pair[0])
+        results[name] = [{"us": us, **(asdict(one) if isinstance(one, Tile) else dict(one))} for us, one in ranked]
         print(f"{name:34s} now {times[0]:8.2f} us, floor {launch.floor_us:7.2f}")
-        for us, tile in ranked[:3]:
-            print(f"    {us:8.2f} us  {tile.rows}x{tile.columns}x{tile.depth} warps {tile.warps} stages {tile.stages}")
+        for us, one in ranked[:4]:
+            print(
+                f"    {us:8.2f} us  {' '.join(str(each) for each in (astuple(one) if isinstance(one, Tile) else one))}"
+            )
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         json.dump(results, file, indent=1)
     os.replace(file.name, path)
 
 
-def compile_all(setting: tuple[tuple[int, ...], str, str], jobs: list[tuple[str, Tile]]) -> list[tuple[str, Tile]]:
+def compile_all(setting: tuple[tuple[int, ...], str, str], jobs: list[tuple[str, Choice]]) -> list[tuple[str, Choice]]:
     """In a process of its own: run each job once, which fills Triton's cache on disk; returns those that can run."""
     shape, dtype_name, sparsity = setting
     dtype = getattr(torch, dtype_name)

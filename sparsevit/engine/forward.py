@@ -11,7 +11,7 @@ from sparsevit.engine.kernels.attention import attention
 from sparsevit.engine.kernels.embed import embed
 from sparsevit.engine.kernels.feed_forward import feed_forward
 from sparsevit.engine.kernels.linear import linear, merge
-from sparsevit.engine.kernels.norm import norm
+from sparsevit.engine.kernels.norm import norm, row_sums
 from sparsevit.engine.kernels.parts import splits
 from sparsevit.engine.kernels.rank import magnitude, rank, score
 from sparsevit.engine.kernels.rows import Rows
@@ -29,25 +29,30 @@ def forward(images: Tensor, plan: Plan, weights: BackboneWeights, kept: Sequence
     """
     first = weights.embed
     scale = None if first.norm is None else (first.norm.scale, first.norm.shift, first.norm.eps)
-    embed(images, first.weight, first.bias, scale, plan.position, plan.shape.patch, plan.stages[0].x)
+    x, sums = plan.stages[0].x, plan.stages[0].sums
+    embed(images, first.weight, first.bias, scale, plan.position, plan.shape.patch, x, sums)
     outs = []
     for number, (stage, of_stage) in enumerate(zip(plan.stages, weights.stages, strict=True)):
-        _blocks(plan, stage, of_stage.blocks, kept[number])
+        _blocks(plan, stage, of_stage.blocks, kept[number], summed=number == 0)
         if of_stage.norm is not None:
             assert stage.out is not None
-            norm(stage.x, of_stage.norm.scale, of_stage.norm.shift, of_stage.norm.eps, stage.out)
+            norm(stage.x, of_stage.norm.scale, of_stage.norm.shift, of_stage.norm.eps, stage.out, stage.sums)
             outs.append(stage.map(plan.shape.batch))
+        elif of_stage.merging is not None and of_stage.merging.eps is not None:
+            row_sums(stage.x, stage.dense[0], stage.sums)
         if of_stage.merging is not None:
             out = plan.stages[number + 1].x
             columns = of_stage.merging.weight.shape[1]
-            merge(
-                stage.x, stage.size, of_stage.merging, out, tuning.linear_tile(out.shape[0], columns, stage.x.shape[1])
-            )
+            tile = tuning.linear_tile(out.shape[0], columns, stage.x.shape[1])
+            merge(stage.x, stage.size, of_stage.merging, out, tile, stage.sums)
     return tuple(outs)
 
 
-def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: Sequence[int]) -> None:
-    ranked = False
+def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: Sequence[int], *, summed: bool) -> None:
+    """All blocks of a stage. `summed`: whether the sums of its rows are there."""
+    ranked, fused = False, fuses_feed_forward(blocks[0])
+    if fused and not summed:  # from here on, whatever changes a row leaves its sums behind
+        row_sums(stage.x, stage.dense[0], stage.sums)
     for number, block in enumerate(blocks):
         count = kept[number // 2]
         if count < stage.windows and not ranked:  # once a stage, on the input of its first sparse block
@@ -57,40 +62,40 @@ def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: 
             rank(stage.scores, stage.places, tokens, stage.ranked, stage.table)
             ranked = True
         rows = stage.rows(number % 2, count)
+        if not fused and not (summed and number == 0):
+            row_sums(stage.x, rows, stage.sums)
         _attend(plan, stage, block, rows)
         _feed_forward(plan, stage, block, rows)
 
 
+def fuses_feed_forward(block: BlockWeights) -> bool:
+    """Whether the feed-forward network is one kernel, which wants few channels, in parts that are powers of 2."""
+    channels, hidden = block.first.weight.shape
+    return channels <= tuning.FUSED_FEED_FORWARD and splits(channels) and hidden % tuning.HIDDEN_UNIT == 0
+
+
 def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> None:
-    channels, where = stage.x.shape[1], {"window": plan.shape.window, "shift": block.shift}
+    channels, where = stage.x.shape[1], {"window": plan.shape.window, "shift": block.shift, "grid": stage.grid}
     if channels <= tuning.FUSED_ATTENTION and splits(channels):
-        window_block(
-            stage.x,
-            block.qkv,
-            block.logits,
-            block.projection,
-            rows,
-            grid=stage.grid,
-            tile=tuning.WINDOW_BLOCK,
-            **where,
-        )
+        window_block(stage.x, block.qkv, block.logits, block.projection, rows, tile=tuning.WINDOW_BLOCK, **where)
         return
     qkv, attended = plan.compact(0, rows.total, 3 * channels), plan.compact(1, rows.total, channels)
-    linear(stage.x, block.qkv, qkv, tuning.linear_tile(rows.total, 3 * channels, channels), source=rows)
-    programs = tuning.attention_programs(rows.total)
-    attention(qkv, block.logits, rows, attended, grid=stage.grid, programs=programs, **where)
+    tile = tuning.linear_tile(rows.total, 3 * channels, channels)
+    linear(stage.x, block.qkv, qkv, tile, source=rows, sums=stage.sums)
+    attention(qkv, block.logits, rows, attended, programs=tuning.attention_programs(rows.total), **where)
     tile = tuning.linear_tile(rows.total, channels, channels)
     linear(attended, block.projection, stage.x, tile, target=rows)
 
 
 def _feed_forward(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> None:
     channels, hidden = block.first.weight.shape
-    tile = tuning.feed_forward_tile(rows.total, channels)
-    if channels <= tuning.FUSED_FEED_FORWARD and splits(channels) and hidden % tile.columns == 0:
-        feed_forward(stage.x, block.first, block.second, rows, tile)
+    if fuses_feed_forward(block):
+        tile = tuning.feed_forward_tile(rows.total, channels)
+        feed_forward(stage.x, block.first, block.second, rows, stage.sums, tile)
         return
+    row_sums(stage.x, rows, stage.sums)
     inner = plan.compact(0, rows.total, hidden)
     tile = tuning.linear_tile(rows.total, hidden, channels)
-    linear(stage.x, block.first, inner, tile, source=rows, activate=True)
+    linear(stage.x, block.first, inner, tile, source=rows, sums=stage.sums, activate=True)
     tile = tuning.linear_tile(rows.total, channels, hidden)
     linear(inner, block.second, stage.x, tile, target=rows)

@@ -31,7 +31,7 @@ class StagePlan:
     """Buffers of a stage. Both partitions of its map, plain and shifted, lie one after the other.
 
     size: H and W; grid: rows and columns of windows.
-    x: token buffer, shape `(B * T, C)`.
+    x: token buffer, shape `(B * T, C)`; sums: of its rows, shape `(B * T, 2)`, float32.
     out: normed output, shape `(B * T, C)`, if the stage has one.
     places: token of each window position, shape `(2, W, N)`, int32; -1 where it is padding.
     dense: all windows in their own order, by partition.
@@ -42,6 +42,7 @@ class StagePlan:
     size: tuple[int, int]
     grid: tuple[int, int]
     x: Tensor
+    sums: Tensor
     out: Tensor | None
     places: Tensor
     dense: tuple[Rows, Rows]
@@ -120,6 +121,7 @@ def _stage(
         size=size,
         grid=grid,
         x=empty(batch * tokens, channels, dtype=dtype),
+        sums=torch.zeros(batch * tokens, 2, device=device),  # pruned rows have none yet
         out=empty(batch * tokens, channels, dtype=dtype) if out else None,
         places=places.int().contiguous(),
         dense=(Rows(dense[0], order, windows), Rows(dense[1], order, windows)),

@@ -13,6 +13,7 @@ class Tile:
     depth: of one step along the sum.
     warps: per program.
     stages: of the pipeline of loads.
+    registers: per thread at most, so that more programs share a multiprocessor; None leaves it to the compiler.
     """
 
     rows: int
@@ -20,13 +21,17 @@ class Tile:
     depth: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
-FUSED_ATTENTION = 192
+FUSED_ATTENTION = 0
 """Up to this many channels the attention half of a block is one kernel."""
 
 FUSED_FEED_FORWARD = 192
 """Up to this many channels the feed-forward network is one kernel."""
+
+HIDDEN_UNIT = 64
+"""The fused feed-forward network takes hidden channels by so many at most."""
 
 WINDOW_BLOCK = Tile(rows=64, columns=0, depth=0, warps=4, stages=2)
 
@@ -43,7 +48,9 @@ def linear_tile(rows: int, columns: int, depth: int) -> Tile:
 
 def feed_forward_tile(rows: int, channels: int) -> Tile:
     """Of the fused feed-forward network."""
-    return Tile(128 if rows >= 128 * _PROCESSORS else 64, 64, 0, 8 if rows >= 128 * _PROCESSORS else 4, 2)
+    if channels <= 96:
+        return Tile(64, HIDDEN_UNIT, 0, 4, 2, 128)
+    return Tile(64, 32, 0, 4, 2)
 
 
 def attention_programs(rows: int) -> int:

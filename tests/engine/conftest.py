@@ -74,6 +74,11 @@ def _double(value: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
+def as_double() -> Callable[[Any], Any]:
+    return _double
+
+
+@pytest.fixture(scope="session")
 def error() -> Callable[[Tensor, Tensor], float]:
     """Relative error of the whole; NaN if a value was never written."""
 

@@ -119,24 +119,19 @@ def test_keeps_the_windows_that_the_plain_backbone_keeps(make: Make, device: tor
     assert torch.equal(stage.ranked.sort(-1).values[0, 0], torch.arange(stage.windows, device=device).int())
 
 
-def test_pruned_windows_keep_their_values(make: Make, device: torch.device) -> None:
-    fast = kernels(make(), torch.float16) if device.type == "cpu" else kernels(make().to(device), torch.float16)
+def test_pruned_windows_keep_their_values(make: Make, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsevit.engine import forward
+
+    fast = kernels(make().to(device), torch.float16)
     fast.sparsity = "0.8/0.8"
     images = torch.randn(1, 3, 112, 112, device=device)
     fast(images)
     (plan,) = fast._engine.plans._values.values()
     after = plan.stages[0].x.clone()
-    fast.sparsity = "dense"
-    fast._engine.weights = _without_blocks(fast._engine.weights)
+    monkeypatch.setattr(forward, "_blocks", lambda *arguments, **keywords: None)
     fast(images)
     changed = (after != plan.stages[0].x).any(-1).sum()
     assert 3 * 49 <= int(changed) <= 2 * 3 * 49  # three of sixteen windows, plain and shifted
-
-
-def _without_blocks(weights: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(weights, stages=tuple(replace(stage, blocks=()) for stage in weights.stages))
 
 
 def test_weights_are_copies(make: Make, device: torch.device) -> None:
@@ -268,6 +263,63 @@ def test_swin_t_at_real_sizes(
         found = fast(images)
         for ours, theirs in zip(found, expected(fast, model, images, monkeypatch), strict=True):
             assert error(ours, theirs) < TOLERANCE[dtype_]
+
+
+OUTPUTS = {  # where launchers take what they write
+    "embed": (6, 7),
+    "linear": (2,),
+    "merge": (3,),
+    "attention": (3,),
+    "feed_forward": (0, 4),
+    "norm": (4, 5),
+    "row_sums": (2,),
+    "magnitude": (1,),
+    "score": (2,),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype_", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sparsity", ["dense", 0.6])
+@pytest.mark.parametrize("batch", [4, 1])
+def test_every_launch_of_a_real_pass(
+    make: Make,
+    as_double: Callable[[Any], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    dtype_: torch.dtype,
+    sparsity: Any,
+    batch: int,
+) -> None:
+    """Each against its reference on its very input, with the block sizes it has in use; no row is far off."""
+    from sparsevit.engine import forward
+
+    checked: list[str] = []
+
+    def watch(name: str, run: Any, reference: Any) -> None:
+        def launch(*arguments: Any, **keywords: Any) -> None:
+            expected = [as_double(each) for each in arguments]
+            for place in OUTPUTS[name]:
+                expected[place] = expected[place].clone()
+            reference(*expected, **{key: as_double(value) for key, value in keywords.items()})
+            run(*arguments, **keywords)
+            for place in OUTPUTS[name]:
+                found, right = arguments[place].double(), expected[place]
+                rows = (found - right).flatten(1).norm(dim=1) if right.ndim > 1 else (found - right).abs()
+                scale = right.norm() / len(right) ** 0.5
+                assert not rows.isnan().any(), f"{name}: {len(checked)}"
+                assert rows.max() < 10 * TOLERANCE[dtype_] * scale, f"{name} {place}: {len(checked)}: {rows.argmax()}"
+            checked.append(name)
+
+        monkeypatch.setattr(forward, name, launch)
+
+    for name in OUTPUTS:
+        run = getattr(forward, name)
+        watch(name, run, getattr(__import__(run.__module__, fromlist=["reference"]), f"{name}_reference"))
+    settings = {"embed_dims": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "out_indices": (0, 1, 2, 3)}
+    fast = accelerate(make(**settings).cuda(), dtype=dtype_, graphs=False)
+    fast.sparsity = sparsity
+    fast(torch.randn(batch, 3, 672, 672, device="cuda"))
+    assert len(checked) > 50
 
 
 @pytest.mark.gpu

@@ -48,6 +48,12 @@ def _seed(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(sum(map(ord, request.node.name)))
 
 
+def sums_of(x: Tensor) -> Tensor:
+    """The sum and the sum of squares of each row."""
+    wide = x.float()
+    return torch.stack([wide.sum(1), wide.square().sum(1)], 1)
+
+
 def tokens(batch: int, size: tuple[int, int], channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Rows whose mean is not 0, as a norm must find it."""
     return (torch.randn(batch * size[0] * size[1], channels, device=device) * 2 + 0.7).to(dtype)
@@ -61,7 +67,7 @@ def test_linear_on_compact_rows(
 ) -> None:
     weights = layer(inputs, outputs, device, dtype, normed=activate)
     x, out = tokens(1, (rows, 1), inputs, device, dtype), poison(rows, outputs, device=device, dtype=dtype)
-    check(linear.linear, linear.linear_reference, (x, weights, out, SMALL), 2, activate=activate)
+    check(linear.linear, linear.linear_reference, (x, weights, out, SMALL), 2, sums=sums_of(x), activate=activate)
 
 
 @pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
@@ -83,7 +89,7 @@ def test_linear_gathers_rows_and_treats_padding_as_told(
     weights = layer(32, 48, device, dtype, normed=True, after=after)
     out = poison(rows.total, 48, device=device, dtype=dtype)
     x = tokens(batch, size, 32, device, dtype)
-    check(linear.linear, linear.linear_reference, (x, weights, out, SMALL), 2, source=rows)
+    check(linear.linear, linear.linear_reference, (x, weights, out, SMALL), 2, source=rows, sums=sums_of(x))
 
 
 @pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
@@ -115,7 +121,7 @@ def test_merging(check: Check, device: torch.device, dtype: torch.dtype, size: t
     weights = layer(4 * 32, 48, device, dtype, normed=normed)
     out = poison(2 * math.ceil(size[0] / 2) * math.ceil(size[1] / 2), 48, device=device, dtype=dtype)
     x = tokens(2, size, 32, device, dtype)
-    check(linear.merge, linear.merge_reference, (x, size, weights, out, SMALL), 3)
+    check(linear.merge, linear.merge_reference, (x, size, weights, out, SMALL, sums_of(x)), 3)
 
 
 @pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
@@ -201,8 +207,10 @@ def test_feed_forward(
     second = layer(4 * channels, channels, device, dtype, normed=False)
     x = tokens(2, size, channels, device, dtype)
     before = x.clone()
-    arguments = (x, first, second, rows, SMALL)
+    sums = sums_of(x)
+    arguments = (x, first, second, rows, sums, SMALL)
     check(feed_forward.feed_forward, feed_forward.feed_forward_reference, arguments, 0)
+    torch.testing.assert_close(sums, sums_of(x), rtol=1e-2, atol=0.5)  # of the values before they were rounded
     others = torch.ones(len(x), dtype=torch.bool, device=device)
     others[rows.flat()[rows.flat() >= 0]] = False
     assert torch.equal(x[others], before[others])
@@ -213,7 +221,24 @@ def test_norm(check: Check, device: torch.device, dtype: torch.dtype, rows: int,
     scale, shift = torch.randn(2, channels, device=device)
     out = poison(rows, channels, device=device, dtype=dtype)
     x = tokens(1, (rows, 1), channels, device, dtype)
-    check(norm.norm, norm.norm_reference, (x, scale, shift, 1e-5, out), 4)
+    sums = poison(rows, 2, device=device, dtype=torch.float32)
+    check(norm.norm, norm.norm_reference, (x, scale, shift, 1e-5, out, sums), 4)
+    torch.testing.assert_close(sums, sums_of(x), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
+def test_row_sums(
+    check: Check,
+    make_rows: MakeRows,
+    device: torch.device,
+    dtype: torch.dtype,
+    size: tuple[int, int],
+    window: int,
+    shift: int,
+    kept: int,
+) -> None:
+    x, rows = tokens(2, size, 48, device, dtype), make_rows(2, size, window, shift, kept)
+    check(norm.row_sums, norm.row_sums_reference, (x, rows, torch.ones(len(x), 2, device=device)), 2)
 
 
 @pytest.mark.parametrize("size", [(28, 28), (30, 25), (4, 3)])
@@ -228,8 +253,10 @@ def test_embedding(
     position = torch.randn(rows, channels, device=device) if positioned else None
     out = poison(2 * rows, channels, device=device, dtype=dtype)
     images = torch.randn(2, 3, *size, device=device).to(dtype)
-    arguments = (images, weight, bias, (scale, shift, 1e-5) if normed else None, position, 4, out)
+    sums = poison(2 * rows, 2, device=device, dtype=torch.float32)
+    arguments = (images, weight, bias, (scale, shift, 1e-5) if normed else None, position, 4, out, sums)
     check(embed.embed, embed.embed_reference, arguments, 6)
+    torch.testing.assert_close(sums, sums_of(out), rtol=1e-2, atol=0.5)  # of the values before they were rounded
 
 
 @pytest.mark.parametrize(("size", "window"), [((14, 21), 7), ((20, 9), 7), ((36, 40), 2)])

@@ -21,11 +21,15 @@ MASK = MASKED * math.log2(math.e)  # logits are in base 2
 @triton.jit
 def add_shift_mask(scores, number, rows, columns, WINDOW: tl.constexpr, SHIFT: tl.constexpr, P: tl.constexpr, MASK):
     """Keep tokens apart that the cyclic shift made neighbours: only in the last row and column of windows."""
-    at = tl.arange(0, P)
-    bottom = (number // columns == rows - 1) & (at // WINDOW >= WINDOW - SHIFT)
-    right = (number % columns == columns - 1) & (at % WINDOW >= WINDOW - SHIFT)
-    region = bottom.to(tl.int32) * 2 + right.to(tl.int32)
-    return tl.where(region[:, None] == region[None, :], scores, scores + MASK)
+    last_row = number // columns == rows - 1
+    last_column = number % columns == columns - 1
+    if last_row | last_column:
+        at = tl.arange(0, P)
+        bottom = last_row & (at // WINDOW >= WINDOW - SHIFT)
+        right = last_column & (at % WINDOW >= WINDOW - SHIFT)
+        region = bottom.to(tl.int32) * 2 + right.to(tl.int32)
+        scores = tl.where(region[:, None] == region[None, :], scores, scores + MASK)
+    return scores
 
 
 @triton.jit(do_not_specialize=["total", "each", "kept", "stride", "window_rows", "window_columns"])

@@ -5,13 +5,14 @@ B images, T tokens, H W height and width in tokens, C channels, K pixels of a pa
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
 
-@triton.jit(do_not_specialize=["rows", "height", "width", "tokens", "token_columns"])
+@triton.jit(do_not_specialize=["rows", "height", "tokens", "token_columns"])
 def _embed(
     image,
     weight,
@@ -20,6 +21,7 @@ def _embed(
     shift,
     position,
     out,
+    sums,
     rows,
     height,
     width,
@@ -57,6 +59,8 @@ def _embed(
     mask = (m < rows)[:, None] & (c < C)[None, :]
     if POSITION:
         acc += tl.load(position + token[:, None] * C + c[None, :], mask=mask, other=0.0)
+    tl.store(sums + 2 * m, tl.sum(acc, 1), mask=m < rows)
+    tl.store(sums + 2 * m + 1, tl.sum(acc * acc, 1), mask=m < rows)
     tl.store(out + m.to(tl.int64)[:, None] * C + c[None, :], acc.to(out.dtype.element_ty), mask=mask)
 
 
@@ -68,6 +72,7 @@ def embed(
     position: Tensor | None,
     patch: int,
     out: Tensor,
+    sums: Tensor,
     *,
     rows: int = 64,
     warps: int = 4,
@@ -81,6 +86,7 @@ def embed(
         norm: scale and shift in float32, and eps.
         position: what is added to each token, shape `(T, C)`, float32.
         out: shape `(B * T, C)`; patches at the bottom and right are filled up with 0.
+        sums: of each token, shape `(B * T, 2)`, float32: the sum and the sum of squares of its values.
     """
     _, colours, height, width = images.shape
     pixels, channels = weight.shape
@@ -94,6 +100,7 @@ def embed(
         shift,
         bias if position is None else position,
         out,
+        sums,
         out.shape[0],
         height,
         width,
@@ -121,6 +128,7 @@ def embed_reference(
     position: Tensor | None,
     patch: int,
     out: Tensor,
+    sums: Tensor,
     *,
     rows: int = 64,
     warps: int = 4,
@@ -133,3 +141,4 @@ def embed_reference(
     if norm is not None:
         x = F.layer_norm(x, x.shape[-1:], norm[0].to(x.dtype), norm[1].to(x.dtype), norm[2])
     out.copy_((x if position is None else x + position.to(x.dtype)).reshape(out.shape))
+    sums.copy_(torch.stack([out.sum(1), out.square().sum(1)], 1))

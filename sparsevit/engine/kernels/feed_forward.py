@@ -6,6 +6,7 @@ channels are taken in one or three parts that are powers of 2, as Triton's block
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,6 +27,7 @@ def _feed_forward(
     bias1,
     weight2,
     bias2,
+    sums,
     rows,
     per_image,
     stride,
@@ -66,20 +68,27 @@ def _feed_forward(
 
     acc0 += tl.load(bias2 + c)[None, :] + tl.load(at, mask=real, other=0.0).to(tl.float32)
     tl.store(at, acc0.to(x.dtype.element_ty), mask=real)
+    total = tl.sum(acc0, 1)
+    squares = tl.sum(acc0 * acc0, 1)
     if PART < C:
         acc1 += tl.load(bias2 + PART + c)[None, :] + tl.load(at + PART, mask=real, other=0.0).to(tl.float32)
         tl.store(at + PART, acc1.to(x.dtype.element_ty), mask=real)
         acc2 += tl.load(bias2 + 2 * PART + c)[None, :] + tl.load(at + 2 * PART, mask=real, other=0.0).to(tl.float32)
         tl.store(at + 2 * PART, acc2.to(x.dtype.element_ty), mask=real)
+        total += tl.sum(acc1, 1) + tl.sum(acc2, 1)
+        squares += tl.sum(acc1 * acc1, 1) + tl.sum(acc2 * acc2, 1)
+    tl.store(sums + 2 * row, total, mask=row >= 0)
+    tl.store(sums + 2 * row + 1, squares, mask=row >= 0)
 
 
-def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, tile: Tile) -> None:
+def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, sums: Tensor, tile: Tile) -> None:
     """Add the feed-forward network's output to rows of the token buffer, in place.
 
     Args:
         x: token buffer, shape `(R, C)`.
         first: norm and first layer, shape `(C, F)`; second: shape `(F, C)`.
         rows: which to work on.
+        sums: of each row of `x`, shape `(R, 2)`, float32: the sum and the sum of squares of its new values.
         tile: `columns` are hidden channels at a time; `depth` is not used.
     """
     channels, hidden = first.weight.shape
@@ -90,6 +99,7 @@ def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, tile: T
         first.bias,
         second.weight,
         second.bias,
+        sums,
         rows.total,
         rows.per_image,
         rows.table.shape[1],
@@ -101,12 +111,15 @@ def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, tile: T
         BH=tile.columns,
         STAGES=tile.stages,
         num_warps=tile.warps,
+        maxnreg=tile.registers,
     )
 
 
-def feed_forward_reference(x: Tensor, first: Weights, second: Weights, rows: Rows, tile: Tile) -> None:
+def feed_forward_reference(x: Tensor, first: Weights, second: Weights, rows: Rows, sums: Tensor, tile: Tile) -> None:
     """What `feed_forward` computes, in plain PyTorch and the precision of `x`."""
     before = rows.gather(x)
     y = F.layer_norm(before, before.shape[1:], eps=first.eps or 0.0)
     y = F.gelu(y @ first.weight.to(x.dtype) + first.bias.to(x.dtype))
-    rows.scatter(x, before + (y @ second.weight.to(x.dtype) + second.bias.to(x.dtype)))
+    after = before + (y @ second.weight.to(x.dtype) + second.bias.to(x.dtype))
+    rows.scatter(x, after)
+    rows.scatter(sums, torch.stack([after.sum(1), after.square().sum(1)], 1))

@@ -1,7 +1,8 @@
 """A linear layer on rows that lie anywhere: gathered or merged on the way in, added to their own rows on the way out.
 
 M rows, K channels in, N channels out, R rows of the token buffer. Norms are folded: the norm's scale into the weight,
-its shift into the bias; mean and deviation of a row are found while the product reads it.
+its shift into the bias. A row's mean and deviation come from its sums, which
+were found before: finding them here would repeat that work in every column of blocks.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def _linear(
     bias,
     padding,
     column_sums,
+    row_sums,
     table,
     out,
     rows,
@@ -91,8 +93,6 @@ def _linear(
         corner = (image * height + y) * width + left
 
     acc = tl.zeros((BM, BN), tl.float32)
-    total = tl.zeros((BM,), tl.float32)
-    squares = tl.zeros((BM,), tl.float32)
     for step in range(K // BK):
         k = step * BK + tl.arange(0, BK)
         if SOURCE == 2:  # a step never crosses from one of the four tokens into the next
@@ -109,13 +109,20 @@ def _linear(
             valid = inside
         a = tl.load(x + at[:, None] + k[None, :], mask=valid[:, None], other=0.0)
         b = tl.load(weight + k[:, None] * N + n[None, :], mask=n[None, :] < N, other=0.0)
-        if NORM:
-            wide = a.to(tl.float32)
-            total += tl.sum(wide, 1)
-            squares += tl.sum(wide * wide, 1)
         acc = tl.dot(a, b, acc)
 
     if NORM:
+        if SOURCE == 2:
+            total = tl.zeros((BM,), tl.float32)
+            squares = tl.zeros((BM,), tl.float32)
+            for part in tl.static_range(4):
+                at = row_sums + 2 * (corner + part // 2 * width + part % 2)
+                valid = inside & (y + part // 2 < height) & (left + part % 2 < width)
+                total += tl.load(at, mask=valid, other=0.0)
+                squares += tl.load(at + 1, mask=valid, other=0.0)
+        else:
+            total = tl.load(row_sums + 2 * row, mask=real, other=0.0)
+            squares = tl.load(row_sums + 2 * row + 1, mask=real, other=0.0)
         mean = total / K
         deviation = tl.rsqrt(tl.maximum(squares / K - mean * mean, 0.0) + EPS)
         sums = tl.load(column_sums + n, mask=n < N, other=0.0)
@@ -146,6 +153,7 @@ def linear(
     *,
     source: Rows | None = None,
     target: Rows | None = None,
+    sums: Tensor | None = None,
     activate: bool = False,
 ) -> None:
     """Norm (where the weights have one), linear layer and GELU (if `activate`) of rows.
@@ -154,6 +162,7 @@ def linear(
         x: compact rows, shape `(M, K)`, or with `source` the token buffer `(R, K)`.
         out: compact rows, shape `(M, N)`, or with `target` the token buffer `(R, N)`, to whose rows results are added.
         source, target: rows of the token buffer to read or to add to.
+        sums: what `row_sums` finds of each row of `x`, where the weights have a norm.
     """
     selected = source or target
     rows = selected.total if selected else x.shape[0]
@@ -163,6 +172,7 @@ def linear(
         out,
         tile,
         rows=rows,
+        sums=sums,
         table=selected.table if selected else x,
         per_image=selected.per_image if selected else rows,
         stride=selected.table.shape[1] if selected else 0,
@@ -173,17 +183,17 @@ def linear(
     )
 
 
-def merge(x: Tensor, size: tuple[int, int], weights: Weights, out: Tensor, tile: Tile) -> None:
+def merge(x: Tensor, size: tuple[int, int], weights: Weights, out: Tensor, tile: Tile, sums: Tensor | None) -> None:
     """Norm and linear layer of 2 x 2 joined tokens; what lies beyond the map's edge is 0.
 
     Args:
         x: tokens of maps of `size` (height, width), shape `(B * H * W, K / 4)`.
         weights: in the order (row, column, channel) of the 2 x 2 patch.
         out: shape `(B * ceil(H / 2) * ceil(W / 2), N)`.
+        sums: what `row_sums` finds of each row of `x`, where the weights have a norm.
     """
-    _launch(
-        x, weights, out, tile, rows=out.shape[0], table=x, per_image=1, stride=0, size=size, source=MERGED
-    )  # fmt: skip
+    rows = out.shape[0]
+    _launch(x, weights, out, tile, rows=rows, sums=sums, table=x, per_image=1, stride=0, size=size, source=MERGED)
 
 
 def _launch(
@@ -193,6 +203,7 @@ def _launch(
     tile: Tile,
     *,
     rows: int,
+    sums: Tensor | None,
     table: Tensor,
     per_image: int,
     stride: int,
@@ -202,6 +213,7 @@ def _launch(
     add: bool = False,
 ) -> None:
     k, n = weights.weight.shape
+    assert weights.eps is None or sums is not None
     grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(n, tile.columns),)
     _linear[grid](
         x,
@@ -209,6 +221,7 @@ def _launch(
         weights.bias,
         weights.padding,
         weights.column_sums,
+        weights.bias if sums is None else sums,
         table,
         out,
         rows,
@@ -239,6 +252,7 @@ def linear_reference(
     *,
     source: Rows | None = None,
     target: Rows | None = None,
+    sums: Tensor | None = None,
     activate: bool = False,
 ) -> None:
     """What `linear` computes, in plain PyTorch and the precision of `x`."""
@@ -254,7 +268,9 @@ def linear_reference(
         target.scatter(out, target.gather(out) + y.to(out.dtype))
 
 
-def merge_reference(x: Tensor, size: tuple[int, int], weights: Weights, out: Tensor, tile: Tile) -> None:
+def merge_reference(
+    x: Tensor, size: tuple[int, int], weights: Weights, out: Tensor, tile: Tile, sums: Tensor | None
+) -> None:
     """What `merge` computes, in plain PyTorch and the precision of `x`."""
     height, width = size
     maps = F.pad(x.view(-1, height, width, x.shape[1]), (0, 0, 0, width % 2, 0, height % 2))

@@ -75,14 +75,33 @@ def fuses_feed_forward(block: BlockWeights) -> bool:
 
 
 def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> None:
-    channels, where = stage.x.shape[1], {"window": plan.shape.window, "shift": block.shift, "grid": stage.grid}
+    channels, window = stage.x.shape[1], plan.shape.window
     if channels <= tuning.FUSED_ATTENTION and splits(channels):
-        window_block(stage.x, block.qkv, block.logits, block.projection, rows, tile=tuning.WINDOW_BLOCK, **where)
+        window_block(
+            stage.x,
+            block.qkv,
+            block.logits,
+            block.projection,
+            rows,
+            window=window,
+            shift=block.shift,
+            grid=stage.grid,
+            tile=tuning.WINDOW_BLOCK,
+        )
         return
     qkv, attended = plan.compact(0, rows.total, 3 * channels), plan.compact(1, rows.total, channels)
     tile = tuning.linear_tile(rows.total, 3 * channels, channels)
     linear(stage.x, block.qkv, qkv, tile, source=rows, sums=stage.sums)
-    attention(qkv, block.logits, rows, attended, programs=tuning.attention_programs(rows.total), **where)
+    attention(
+        qkv,
+        block.logits,
+        rows,
+        attended,
+        window=window,
+        shift=block.shift,
+        grid=stage.grid,
+        programs=tuning.attention_programs(rows.total),
+    )
     tile = tuning.linear_tile(rows.total, channels, channels)
     linear(attended, block.projection, stage.x, tile, target=rows)
 

@@ -51,21 +51,20 @@ def forward(images: Tensor, plan: Plan, weights: BackboneWeights, kept: Sequence
 def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: Sequence[int], *, summed: bool) -> None:
     """All blocks of a stage. `summed`: whether the sums of its rows are there."""
     ranked, fused = False, fuses_feed_forward(blocks[0])
-    if fused and not summed:  # from here on, whatever changes a row leaves its sums behind
-        row_sums(stage.x, stage.dense[0], stage.sums)
     for number, block in enumerate(blocks):
         count = kept[number // 2]
         if count < stage.windows and not ranked:  # once a stage, on the input of its first sparse block
             tokens = stage.magnitudes.shape[1]
-            magnitude(stage.x, stage.magnitudes)
+            magnitude(stage.x, stage.magnitudes, stage.sums)
             score(stage.magnitudes, stage.places, stage.scores)
             rank(stage.scores, stage.places, tokens, stage.ranked, stage.table)
-            ranked = True
+            ranked = summed = True
         rows = stage.rows(number % 2, count)
-        if not fused and not (summed and number == 0):
-            row_sums(stage.x, rows, stage.sums)
+        if not summed:
+            row_sums(stage.x, stage.dense[0] if fused else rows, stage.sums)
         _attend(plan, stage, block, rows)
         _feed_forward(plan, stage, block, rows)
+        summed = fused  # it leaves the sums of the rows that it changes behind
 
 
 def fuses_feed_forward(block: BlockWeights) -> bool:

@@ -273,7 +273,7 @@ OUTPUTS = {  # where launchers take what they write
     "feed_forward": (0, 4),
     "norm": (4, 5),
     "row_sums": (2,),
-    "magnitude": (1,),
+    "magnitude": (1, 2),
     "score": (2,),
 }
 

@@ -266,7 +266,9 @@ def test_ranking(
 ) -> None:
     x = tokens(batch, size, 48, device, torch.float32)
     magnitudes = poison(batch * size[0] * size[1], device=device, dtype=torch.float32)
-    magnitudes = check(rank.magnitude, rank.magnitude_reference, (x, magnitudes), 1).view(batch, -1)
+    sums = poison(len(x), 2, device=device, dtype=torch.float32)
+    magnitudes = check(rank.magnitude, rank.magnitude_reference, (x, magnitudes, sums), 1).view(batch, -1)
+    torch.testing.assert_close(sums, sums_of(x), rtol=1e-4, atol=1e-3)
     count = size[0] * size[1]
     places = torch.stack([in_order(make_rows, size, window, shift) for shift in (0, window // 2)])
     scores = poison(2, batch, places.shape[1], device=device, dtype=torch.float32)

@@ -88,7 +88,7 @@ def register_clock() -> None:
                 self.profiler.__enter__()
 
         def after_train_iter(self, runner: Any) -> None:
-            if self.profile and runner.iter == 7 * STEP + 5:
+            if self.profile and runner.iter == 7 * STEP + 3:
                 self.profiler.__exit__(None, None, None)
                 averages = self.profiler.key_averages()
                 Path(self.profile).write_text(
@@ -139,7 +139,7 @@ def train_ours(given: argparse.Namespace, saa: bool) -> None:
     config = config_of(given)
     if saa:
         with_adaptation(config, given.seed)
-    train(config, given.result.parent, seed=given.seed, title=given.run)
+    train(config, given.result.parent, seed=given.seed, title=given.contender)
 
 
 def initial_weights(given: argparse.Namespace) -> None:
@@ -165,7 +165,7 @@ def run_alone(given: argparse.Namespace, contender: str, scratch: Path) -> dict[
         options.append(f"--profile={Path(given.profile).absolute()}.{contender}.txt")
     result = work_dir / "clock.json"
     log = work_dir / "output.txt"
-    command = [sys.executable, *launch, __file__, f"--run={contender}", f"--result={result}", *options]
+    command = [sys.executable, *launch, __file__, f"--contender={contender}", f"--result={result}", *options]
     with log.open("w") as stream:
         code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
     if code or not result.is_file():
@@ -173,7 +173,8 @@ def run_alone(given: argparse.Namespace, contender: str, scratch: Path) -> dict[
     measured = json.loads(result.read_text())
     times = measured["times"]
     rates = [STEP * given.batch * gpus / (b - a) for a, b in pairwise(times)]
-    filling = -(-given.images // (given.batch * gpus * STEP))  # readings before every image was seen once
+    # Readings before every image was seen once; mmdet decodes each image each time.
+    filling = 1 if contender.startswith("stock") else -(-given.images // (given.batch * gpus * STEP))
     steady = sorted(rates[max(2, filling) :])
     losses = [json.loads(line) for path in work_dir.glob("*.log.json") for line in path.read_text().splitlines()]
     return {
@@ -198,18 +199,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="for the data, which is written if it is not there")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--profile", help="write tables of where five iterations spend their time to this name")
-    parser.add_argument("--run", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--profile", help="write tables of where four iterations spend their time to this name")
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, default=Path("none"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.run:
+    if given.contender:
         import sparsevit.openmmlab  # noqa: F401  makes mmdet importable
 
         register_clock()
-        if given.run.startswith("stock"):
-            train_stock(given, given.run == "stock-fp16")
+        if given.contender.startswith("stock"):
+            train_stock(given, given.contender == "stock-fp16")
         else:
-            train_ours(given, given.run != "dense")
+            train_ours(given, given.contender != "dense")
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as scratch:

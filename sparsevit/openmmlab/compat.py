@@ -1,7 +1,7 @@
 """Everything needed to run mmdet 2.28 and mmcv 1.7 on today's Python and PyTorch, in one place, each guarded.
 
 Nothing here changes what a working installation does: where mmcv-full is installed its own ops stay in use, and only
-what they refuse is cast for them.
+tensors that they cannot read are copied for them.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def prepare() -> None:
         import mmdet.datasets
         import mmdet.models  # noqa: F401
     if _installed("mmcv-full"):
-        from sparsevit.openmmlab.low_precision import serve_low_precision
+        from sparsevit.openmmlab.any_tensor import serve_any_tensor
 
-        serve_low_precision()
+        serve_any_tensor()
 
 
 def quiet() -> None:

@@ -160,6 +160,18 @@ def test_roi_align_forward_and_backward(
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_roi_align_of_channels_last_features(device: str) -> None:
+    """The backbone's features are such; read as contiguous they would give nonsense."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, 13, 17, generator=generator).to(device)
+    rois = torch.tensor([[0, 1.0, 1.0, 9.0, 9.0], [1, 3.0, 2.0, 11.0, 10.0]], device=device)
+    expected = pooled(features, rois, (7, 7), 1.0, 2, "avg", True)
+    strided = features.to(memory_format=torch.channels_last)
+    for found in both(lambda: pooled(strided, rois, (7, 7), 1.0, 2, "avg", True)):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_roi_align_of_half_precision_features(device: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -99,7 +99,7 @@ def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> No
         window=window,
         shift=block.shift,
         grid=stage.grid,
-        programs=tuning.attention_programs(rows.total),
+        **tuning.attention_choice(block.logits.shape[0]),
     )
     tile = tuning.linear_tile(rows.total, channels, channels)
     linear(attended, block.projection, stage.x, tile, target=rows)
@@ -108,7 +108,7 @@ def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> No
 def _feed_forward(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> None:
     channels, hidden = block.first.weight.shape
     if fuses_feed_forward(block):
-        tile = tuning.feed_forward_tile(rows.total, channels)
+        tile = tuning.feed_forward_tile(channels)
         feed_forward(stage.x, block.first, block.second, rows, stage.sums, tile)
         return
     row_sums(stage.x, rows, stage.sums)

@@ -40,7 +40,7 @@ def magnitude(x: Tensor, out: Tensor, sums: Tensor) -> None:
 def magnitude_reference(x: Tensor, out: Tensor, sums: Tensor) -> None:
     """What `magnitude` computes, in plain PyTorch."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    out.copy_(wide.abs().mean(dim=-1))
+    out.copy_(wide.abs().mean(dim=-1).view_as(out))
     sums.copy_(torch.stack([wide.sum(1), wide.square().sum(1)], 1))
 
 

@@ -30,10 +30,8 @@ NAMES = (
     "linear",
     "merge",
     "attention",
-    "window_block",
     "feed_forward",
     "norm",
-    "row_sums",
     "magnitude",
     "score",
     "rank",
@@ -95,9 +93,9 @@ def record(model: SparseSwin, images: torch.Tensor, dtype: torch.dtype, sparsity
 def cost(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[str, int, int]:
     """A title with the shapes, operations, and bytes read and written once each (2 per element)."""
     if name in ("linear", "merge"):
-        weights = arguments[1 if name == "linear" else 2].weight
+        weights = arguments[1 if name == "linear" else 3].weight
         selected = keywords.get("source") or keywords.get("target")
-        rows = selected.total if selected else arguments[3 if name == "merge" else 2].shape[0]
+        rows = selected.total if selected else arguments[4 if name == "merge" else 2].shape[0]
         k, n = weights.shape
         add = rows * n * 2 if keywords.get("target") else 0
         return f"{name} {rows}x{k}x{n}", 2 * rows * k * n, 2 * (rows * (k + n) + k * n) + add
@@ -106,14 +104,6 @@ def cost(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tup
         tokens = keywords["window"] ** 2
         shifted = " shifted" if keywords["shift"] else ""
         return f"attention {rows}x{channels} h{heads}{shifted}", 4 * rows * tokens * channels, 8 * rows * channels
-    if name == "window_block":
-        rows, channels, tokens = arguments[4].total, arguments[0].shape[1], keywords["window"] ** 2
-        shifted = " shifted" if keywords["shift"] else ""
-        return (
-            f"window_block {rows}x{channels}{shifted}",
-            rows * channels * (8 * channels + 4 * tokens),
-            4 * rows * channels,
-        )
     if name == "feed_forward":
         rows, (channels, hidden) = arguments[3].total, arguments[1].weight.shape
         return f"feed_forward {rows}x{channels}", 4 * rows * channels * hidden, 4 * rows * channels
@@ -124,9 +114,6 @@ def cost(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tup
             2 * out.shape[0] * weight.numel(),
             2 * (images.numel() + out.numel()),
         )
-    if name == "row_sums":
-        rows, channels = arguments[1].total, arguments[0].shape[1]
-        return f"row_sums {rows}x{channels}", 0, 2 * rows * channels
     if name in ("norm", "magnitude"):
         x = arguments[0]
         return f"{name} {x.shape[0]}x{x.shape[1]}", 0, x.numel() * (4 if name == "norm" else 2)
@@ -171,7 +158,7 @@ LINEAR = (
     (64, 64, 64, 4, 3), (64, 64, 64, 4, 4), (64, 128, 64, 4, 3), (64, 128, 64, 4, 4), (128, 64, 64, 4, 3),
     (128, 64, 64, 4, 4), (128, 64, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 64, 8, 3), (128, 128, 64, 8, 4),
     (128, 256, 64, 8, 3), (64, 256, 64, 8, 3), (128, 128, 128, 8, 2), (64, 64, 128, 4, 3), (64, 128, 128, 4, 2),
-    (64, 32, 64, 4, 4), (128, 64, 32, 4, 3), (128, 128, 32, 8, 3), (64, 128, 32, 4, 3), (128, 32, 32, 4, 3),
+    (128, 64, 32, 4, 3), (128, 128, 32, 8, 3), (64, 128, 32, 4, 3),
 )  # fmt: skip
 """Rows, columns, depth, warps, stages."""
 
@@ -179,8 +166,6 @@ LINEAR = (
 def candidates(launch: Launch) -> list[Choice]:
     """Block sizes worth trying."""
     kind = launch.name.split()[0]
-    if kind == "window_block":
-        return [Tile(64, 0, 0, 4, stages) for stages in (2, 3)]
     if kind == "feed_forward":
         limit = 128 if launch.arguments[0].shape[1] <= 96 else 168
         return [
@@ -191,7 +176,7 @@ def candidates(launch: Launch) -> list[Choice]:
             for registers in (None, limit)
         ]
     if kind in ("linear", "merge"):
-        k = launch.arguments[1 if kind == "linear" else 2].weight.shape[0] // (1 if kind == "linear" else 4)
+        k = launch.arguments[1 if kind == "linear" else 3].weight.shape[0] // (1 if kind == "linear" else 4)
         return [Tile(*each) for each in LINEAR if k % each[2] == 0 and (each[2] > 32 or k % 64)]
     if kind == "attention":
         return [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,16 @@ from sparsevit.engine.graphs import Graphs, Replay
 from sparsevit.engine.recent import Recent
 from sparsevit.errors import UserError
 from sparsevit.model.backbone import SparseSwin
-from sparsevit.sparsity import Sparsity, windows_per_stage
+from sparsevit.sparsity import Sparsity, kept_windows, windows_per_stage
+
+if TYPE_CHECKING:
+    from sparsevit.engine.plan import Plan
 
 PLANS = 4
 """Batches and image sizes whose buffers are kept."""
+
+COMPILED = tuple(Decimal(percent) / 100 for percent in range(0, 100, 5))
+"""Ratios that meet all block sizes in use."""
 
 
 class FastBackbone(nn.Module):
@@ -149,13 +156,25 @@ class _Kernels:
         self.weights = prepare(backbone, dtype)
         self.dtype = dtype
         self.patch, self.window = backbone.patch_size, backbone.window_size
-        self.plans: Recent[Hashable, Any] = Recent(PLANS)
+        self.plans: Recent[Hashable, Plan] = Recent(PLANS)
 
     def run(self, images: Tensor, sparsity: Sparsity, kept: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
+        from sparsevit.engine.forward import forward
+
+        images = images.contiguous()
+        plan = self.plans.get((images.shape[0], images.shape[2:]), partial(self._plan, images))
+        return forward(images, plan, self.weights, kept)
+
+    def _plan(self, images: Tensor) -> Plan:
+        """Buffers for images like these. Kernels are compiled now, so that no sparsity waits for one later."""
         from sparsevit.engine.forward import forward
         from sparsevit.engine.plan import Shape, make_plan
 
         shape = Shape(images.shape[0], (images.shape[2], images.shape[3]), self.patch, self.window)
-        make = partial(make_plan, shape, self.weights, self.dtype, images.device)
-        plan = self.plans.get((shape.batch, shape.size), make)
-        return forward(images.contiguous(), plan, self.weights, kept)
+        plan = make_plan(shape, self.weights, self.dtype, images.device)
+        if images.is_cuda and not torch.cuda.is_current_stream_capturing():
+            for ratio in COMPILED:  # block sizes go by the number of rows, in a few classes
+                layers = [-(-len(stage.blocks) // 2) for stage in self.weights.stages]
+                counts = [kept_windows(stage.windows, ratio) for stage in plan.stages]
+                forward(images, plan, self.weights, [(count,) * n for count, n in zip(counts, layers, strict=True)])
+        return plan

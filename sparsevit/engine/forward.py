@@ -11,11 +11,10 @@ from sparsevit.engine.kernels.attention import attention
 from sparsevit.engine.kernels.embed import embed
 from sparsevit.engine.kernels.feed_forward import feed_forward
 from sparsevit.engine.kernels.linear import linear, merge
-from sparsevit.engine.kernels.norm import norm, row_sums
+from sparsevit.engine.kernels.norm import norm
 from sparsevit.engine.kernels.parts import splits
 from sparsevit.engine.kernels.rank import magnitude, rank, score
 from sparsevit.engine.kernels.rows import Rows
-from sparsevit.engine.kernels.window_block import window_block
 from sparsevit.engine.plan import Plan, StagePlan
 from sparsevit.engine.weights import BackboneWeights, BlockWeights
 
@@ -33,38 +32,31 @@ def forward(images: Tensor, plan: Plan, weights: BackboneWeights, kept: Sequence
     embed(images, first.weight, first.bias, scale, plan.position, plan.shape.patch, x, sums)
     outs = []
     for number, (stage, of_stage) in enumerate(zip(plan.stages, weights.stages, strict=True)):
-        _blocks(plan, stage, of_stage.blocks, kept[number], summed=number == 0)
+        _blocks(plan, stage, of_stage.blocks, kept[number])
         if of_stage.norm is not None:
             assert stage.out is not None
-            norm(stage.x, of_stage.norm.scale, of_stage.norm.shift, of_stage.norm.eps, stage.out, stage.sums)
+            norm(stage.x, of_stage.norm.scale, of_stage.norm.shift, of_stage.norm.eps, stage.out)
             outs.append(stage.map(plan.shape.batch))
-        elif of_stage.merging is not None and of_stage.merging.eps is not None:
-            row_sums(stage.x, stage.dense[0], stage.sums)
         if of_stage.merging is not None:
-            out = plan.stages[number + 1].x
-            columns = of_stage.merging.weight.shape[1]
-            tile = tuning.linear_tile(out.shape[0], columns, stage.x.shape[1])
-            merge(stage.x, stage.size, of_stage.merging, out, tile, stage.sums)
+            following = plan.stages[number + 1]
+            tile = tuning.linear_tile(following.x.shape[0], following.x.shape[1], stage.x.shape[1])
+            merge(stage.x, stage.sums, stage.size, of_stage.merging, following.x, following.sums, tile)
     return tuple(outs)
 
 
-def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: Sequence[int], *, summed: bool) -> None:
-    """All blocks of a stage. `summed`: whether the sums of its rows are there."""
-    ranked, fused = False, fuses_feed_forward(blocks[0])
+def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: Sequence[int]) -> None:
+    """All blocks of a stage, in place."""
+    ranked = False
     for number, block in enumerate(blocks):
         count = kept[number // 2]
         if count < stage.windows and not ranked:  # once a stage, on the input of its first sparse block
-            tokens = stage.magnitudes.shape[1]
-            magnitude(stage.x, stage.magnitudes, stage.sums)
+            magnitude(stage.x, stage.magnitudes)
             score(stage.magnitudes, stage.places, stage.scores)
-            rank(stage.scores, stage.places, tokens, stage.ranked, stage.table)
-            ranked = summed = True
+            rank(stage.scores, stage.places, stage.magnitudes.shape[1], stage.ranked, stage.table)
+            ranked = True
         rows = stage.rows(number % 2, count)
-        if not summed:
-            row_sums(stage.x, stage.dense[0] if fused else rows, stage.sums)
         _attend(plan, stage, block, rows)
         _feed_forward(plan, stage, block, rows)
-        summed = fused  # it leaves the sums of the rows that it changes behind
 
 
 def fuses_feed_forward(block: BlockWeights) -> bool:
@@ -75,19 +67,6 @@ def fuses_feed_forward(block: BlockWeights) -> bool:
 
 def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> None:
     channels, window = stage.x.shape[1], plan.shape.window
-    if channels <= tuning.FUSED_ATTENTION and splits(channels):
-        window_block(
-            stage.x,
-            block.qkv,
-            block.logits,
-            block.projection,
-            rows,
-            window=window,
-            shift=block.shift,
-            grid=stage.grid,
-            tile=tuning.WINDOW_BLOCK,
-        )
-        return
     qkv, attended = plan.compact(0, rows.total, 3 * channels), plan.compact(1, rows.total, channels)
     tile = tuning.linear_tile(rows.total, 3 * channels, channels)
     linear(stage.x, block.qkv, qkv, tile, source=rows, sums=stage.sums)
@@ -102,7 +81,7 @@ def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> No
         **tuning.attention_choice(block.logits.shape[0]),
     )
     tile = tuning.linear_tile(rows.total, channels, channels)
-    linear(attended, block.projection, stage.x, tile, target=rows)
+    linear(attended, block.projection, stage.x, tile, target=rows, sums=stage.sums)
 
 
 def _feed_forward(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> None:
@@ -111,9 +90,8 @@ def _feed_forward(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows)
         tile = tuning.feed_forward_tile(channels)
         feed_forward(stage.x, block.first, block.second, rows, stage.sums, tile)
         return
-    row_sums(stage.x, rows, stage.sums)
     inner = plan.compact(0, rows.total, hidden)
     tile = tuning.linear_tile(rows.total, hidden, channels)
     linear(stage.x, block.first, inner, tile, source=rows, sums=stage.sums, activate=True)
     tile = tuning.linear_tile(rows.total, channels, hidden)
-    linear(inner, block.second, stage.x, tile, target=rows)
+    linear(inner, block.second, stage.x, tile, target=rows, sums=stage.sums)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsevit.engine.kernels.rows import Rows
+from sparsevit.engine.kernels.sums import slots
 from sparsevit.engine.weights import BackboneWeights
 from sparsevit.model.windows import window_table
 
@@ -31,7 +32,7 @@ class StagePlan:
     """Buffers of a stage. Both partitions of its map, plain and shifted, lie one after the other.
 
     size: H and W; grid: rows and columns of windows.
-    x: token buffer, shape `(B * T, C)`; sums: of its rows, shape `(B * T, 2)`, float32.
+    x: token buffer, shape `(B * T, C)`; sums: of its rows, shape `(B * T, S, 2)`, float32, see `kernels/sums.py`.
     out: normed output, shape `(B * T, C)`, if the stage has one.
     places: token of each window position, shape `(2, W, N)`, int32; -1 where it is padding.
     dense: all windows in their own order, by partition.
@@ -121,7 +122,7 @@ def _stage(
         size=size,
         grid=grid,
         x=empty(batch * tokens, channels, dtype=dtype),
-        sums=torch.zeros(batch * tokens, 2, device=device),  # pruned rows have none yet
+        sums=empty(batch * tokens, slots(channels), 2, dtype=torch.float32),
         out=empty(batch * tokens, channels, dtype=dtype) if out else None,
         places=places.int().contiguous(),
         dense=(Rows(dense[0], order, windows), Rows(dense[1], order, windows)),

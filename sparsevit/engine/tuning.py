@@ -24,16 +24,11 @@ class Tile:
     registers: int | None = None
 
 
-FUSED_ATTENTION = 0
-"""Up to this many channels the attention half of a block is one kernel; in parts it was faster everywhere."""
-
 FUSED_FEED_FORWARD = 192
 """Up to this many channels the feed-forward network is one kernel."""
 
 HIDDEN_UNIT = 64
 """The fused feed-forward network takes hidden channels by so many at most."""
-
-WINDOW_BLOCK = Tile(rows=64, columns=0, depth=0, warps=4, stages=2)
 
 
 def linear_tile(rows: int, columns: int, depth: int) -> Tile:

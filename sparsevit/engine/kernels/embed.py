@@ -5,11 +5,12 @@ B images, T tokens, H W height and width in tokens, C channels, K pixels of a pa
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
+
+from sparsevit.engine.kernels.sums import slots, store_sums, sums_of
 
 
 @triton.jit(do_not_specialize=["rows", "height", "tokens", "token_columns"])
@@ -37,6 +38,7 @@ def _embed(
     EPS: tl.constexpr,
     POSITION: tl.constexpr,
     BM: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     c = tl.arange(0, BC)
@@ -59,8 +61,7 @@ def _embed(
     mask = (m < rows)[:, None] & (c < C)[None, :]
     if POSITION:
         acc += tl.load(position + token[:, None] * C + c[None, :], mask=mask, other=0.0)
-    tl.store(sums + 2 * m, tl.sum(acc, 1), mask=m < rows)
-    tl.store(sums + 2 * m + 1, tl.sum(acc * acc, 1), mask=m < rows)
+    store_sums(sums, m, m < rows, tl.sum(acc, 1), tl.sum(acc * acc, 1), C, SLOTS)
     tl.store(out + m.to(tl.int64)[:, None] * C + c[None, :], acc.to(out.dtype.element_ty), mask=mask)
 
 
@@ -86,7 +87,7 @@ def embed(
         norm: scale and shift in float32, and eps.
         position: what is added to each token, shape `(T, C)`, float32.
         out: shape `(B * T, C)`; patches at the bottom and right are filled up with 0.
-        sums: of each token, shape `(B * T, 2)`, float32: the sum and the sum of squares of its values.
+        sums: of each token, shape `(B * T, S, 2)`, float32; see `sums.py`.
     """
     _, colours, height, width = images.shape
     pixels, channels = weight.shape
@@ -116,6 +117,7 @@ def embed(
         EPS=eps,
         POSITION=position is not None,
         BM=rows,
+        SLOTS=triton.next_power_of_2(slots(channels)),
         num_warps=warps,
     )
 
@@ -141,4 +143,4 @@ def embed_reference(
     if norm is not None:
         x = F.layer_norm(x, x.shape[-1:], norm[0].to(x.dtype), norm[1].to(x.dtype), norm[2])
     out.copy_((x if position is None else x + position.to(x.dtype)).reshape(out.shape))
-    sums.copy_(torch.stack([out.sum(1), out.square().sum(1)], 1))
+    sums.copy_(sums_of(out))

@@ -6,7 +6,6 @@ channels are taken in one or three parts that are powers of 2, as Triton's block
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,6 +15,7 @@ from sparsevit.engine.kernels.gelu import gelu
 from sparsevit.engine.kernels.linear import Weights
 from sparsevit.engine.kernels.parts import normalised, parts_of
 from sparsevit.engine.kernels.rows import Rows
+from sparsevit.engine.kernels.sums import slots, store_sums, sums_of
 from sparsevit.engine.tuning import Tile
 
 
@@ -38,6 +38,7 @@ def _feed_forward(
     BM: tl.constexpr,
     BH: tl.constexpr,
     STAGES: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = m < rows
@@ -77,8 +78,7 @@ def _feed_forward(
         tl.store(at + 2 * PART, acc2.to(x.dtype.element_ty), mask=real)
         total += tl.sum(acc1, 1) + tl.sum(acc2, 1)
         squares += tl.sum(acc1 * acc1, 1) + tl.sum(acc2 * acc2, 1)
-    tl.store(sums + 2 * row, total, mask=row >= 0)
-    tl.store(sums + 2 * row + 1, squares, mask=row >= 0)
+    store_sums(sums, row, row >= 0, total, squares, C, SLOTS)
 
 
 def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, sums: Tensor, tile: Tile) -> None:
@@ -88,7 +88,7 @@ def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, sums: T
         x: token buffer, shape `(R, C)`.
         first: norm and first layer, shape `(C, F)`; second: shape `(F, C)`.
         rows: which to work on.
-        sums: of each row of `x`, shape `(R, 2)`, float32: the sum and the sum of squares of its new values.
+        sums: of the rows of `x`, shape `(R, S, 2)`, float32, written for those worked on; see `sums.py`.
         tile: `columns` are hidden channels at a time; `depth` is not used.
     """
     channels, hidden = first.weight.shape
@@ -110,6 +110,7 @@ def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, sums: T
         BM=tile.rows,
         BH=tile.columns,
         STAGES=tile.stages,
+        SLOTS=triton.next_power_of_2(slots(channels)),
         num_warps=tile.warps,
         maxnreg=tile.registers,
     )
@@ -122,4 +123,4 @@ def feed_forward_reference(x: Tensor, first: Weights, second: Weights, rows: Row
     y = F.gelu(y @ first.weight.to(x.dtype) + first.bias.to(x.dtype))
     after = before + (y @ second.weight.to(x.dtype) + second.bias.to(x.dtype))
     rows.scatter(x, after)
-    rows.scatter(sums, torch.stack([after.sum(1), after.square().sum(1)], 1))
+    rows.scatter(sums, sums_of(after))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from sparsevit.engine.kernels.gelu import gelu
 from sparsevit.engine.kernels.rows import Rows
+from sparsevit.engine.kernels.sums import SLOT, load_sums, slots, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
 
 DIRECT, GATHERED, MERGED = 0, 1, 2
@@ -53,6 +54,7 @@ def _linear(
     padding,
     column_sums,
     row_sums,
+    out_sums,
     table,
     out,
     rows,
@@ -71,6 +73,7 @@ def _linear(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):
     columns: tl.constexpr = (N + BN - 1) // BN
     first = tl.program_id(0) // columns * BM
@@ -116,13 +119,13 @@ def _linear(
             total = tl.zeros((BM,), tl.float32)
             squares = tl.zeros((BM,), tl.float32)
             for part in tl.static_range(4):
-                at = row_sums + 2 * (corner + part // 2 * width + part % 2)
+                token = corner + part // 2 * width + part % 2
                 valid = inside & (y + part // 2 < height) & (left + part % 2 < width)
-                total += tl.load(at, mask=valid, other=0.0)
-                squares += tl.load(at + 1, mask=valid, other=0.0)
+                of_token = load_sums(row_sums, token, valid, channels, SLOTS)
+                total += of_token[0]
+                squares += of_token[1]
         else:
-            total = tl.load(row_sums + 2 * row, mask=real, other=0.0)
-            squares = tl.load(row_sums + 2 * row + 1, mask=real, other=0.0)
+            total, squares = load_sums(row_sums, row, real, K, SLOTS)
         mean = total / K
         deviation = tl.rsqrt(tl.maximum(squares / K - mean * mean, 0.0) + EPS)
         sums = tl.load(column_sums + n, mask=n < N, other=0.0)
@@ -143,6 +146,8 @@ def _linear(
         place = out + m.to(tl.int64)[:, None] * N + n[None, :]
         mask = inside[:, None] & (n[None, :] < N)
     tl.store(place, acc.to(out.dtype.element_ty), mask=mask)
+    if ADD or SOURCE == 2:
+        store_block_sums(out_sums, row, real, acc, tl.program_id(0) % columns * BN, N, BM, BN)
 
 
 def linear(
@@ -162,7 +167,7 @@ def linear(
         x: compact rows, shape `(M, K)`, or with `source` the token buffer `(R, K)`.
         out: compact rows, shape `(M, N)`, or with `target` the token buffer `(R, N)`, to whose rows results are added.
         source, target: rows of the token buffer to read or to add to.
-        sums: what `row_sums` finds of each row of `x`, where the weights have a norm.
+        sums: of the token buffer's rows, shape `(R, S, 2)`, float32: read for a norm, written where results are added.
     """
     selected = source or target
     rows = selected.total if selected else x.shape[0]
@@ -173,6 +178,7 @@ def linear(
         tile,
         rows=rows,
         sums=sums,
+        out_sums=sums,
         table=selected.table if selected else x,
         per_image=selected.per_image if selected else rows,
         stride=selected.table.shape[1] if selected else 0,
@@ -183,17 +189,31 @@ def linear(
     )
 
 
-def merge(x: Tensor, size: tuple[int, int], weights: Weights, out: Tensor, tile: Tile, sums: Tensor | None) -> None:
+def merge(
+    x: Tensor, sums: Tensor, size: tuple[int, int], weights: Weights, out: Tensor, out_sums: Tensor, tile: Tile
+) -> None:
     """Norm and linear layer of 2 x 2 joined tokens; what lies beyond the map's edge is 0.
 
     Args:
         x: tokens of maps of `size` (height, width), shape `(B * H * W, K / 4)`.
         weights: in the order (row, column, channel) of the 2 x 2 patch.
         out: shape `(B * ceil(H / 2) * ceil(W / 2), N)`.
-        sums: what `row_sums` finds of each row of `x`, where the weights have a norm.
+        sums, out_sums: of the rows of `x`, which are read, and of `out`, which are written; see `sums.py`.
     """
-    rows = out.shape[0]
-    _launch(x, weights, out, tile, rows=rows, sums=sums, table=x, per_image=1, stride=0, size=size, source=MERGED)
+    _launch(
+        x,
+        weights,
+        out,
+        tile,
+        rows=out.shape[0],
+        sums=sums,
+        out_sums=out_sums,
+        table=x,
+        per_image=1,
+        stride=0,
+        size=size,
+        source=MERGED,
+    )
 
 
 def _launch(
@@ -204,6 +224,7 @@ def _launch(
     *,
     rows: int,
     sums: Tensor | None,
+    out_sums: Tensor | None,
     table: Tensor,
     per_image: int,
     stride: int,
@@ -214,6 +235,7 @@ def _launch(
 ) -> None:
     k, n = weights.weight.shape
     assert weights.eps is None or sums is not None
+    assert tile.columns >= min(SLOT, n)
     grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(n, tile.columns),)
     _linear[grid](
         x,
@@ -222,6 +244,7 @@ def _launch(
         weights.padding,
         weights.column_sums,
         weights.bias if sums is None else sums,
+        weights.bias if out_sums is None else out_sums,
         table,
         out,
         rows,
@@ -239,6 +262,7 @@ def _launch(
         BM=tile.rows,
         BN=tile.columns,
         BK=tile.depth,
+        SLOTS=triton.next_power_of_2(slots(k // 4 if source == MERGED else k)),
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -265,17 +289,21 @@ def linear_reference(
     if target is None:
         out.copy_(y)
     else:
-        target.scatter(out, target.gather(out) + y.to(out.dtype))
+        after = target.gather(out) + y.to(out.dtype)
+        target.scatter(out, after)
+        if sums is not None:
+            target.scatter(sums, sums_of(after))
 
 
 def merge_reference(
-    x: Tensor, size: tuple[int, int], weights: Weights, out: Tensor, tile: Tile, sums: Tensor | None
+    x: Tensor, sums: Tensor, size: tuple[int, int], weights: Weights, out: Tensor, out_sums: Tensor, tile: Tile
 ) -> None:
     """What `merge` computes, in plain PyTorch and the precision of `x`."""
     height, width = size
     maps = F.pad(x.view(-1, height, width, x.shape[1]), (0, 0, 0, width % 2, 0, height % 2))
     joined = torch.cat([maps[:, down::2, right::2] for down in (0, 1) for right in (0, 1)], dim=-1)
     out.copy_(_normed_product(joined.reshape(out.shape[0], -1), weights))
+    out_sums.copy_(sums_of(out))
 
 
 def _normed_product(rows: Tensor, weights: Weights) -> Tensor:

@@ -13,35 +13,26 @@ from torch import Tensor
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _magnitude(x, out, sums, rows, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
+def _magnitude(x, out, rows, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     c = tl.arange(0, BC)
     mask = (m < rows)[:, None] & (c < C)[None, :]
     values = tl.load(x + m.to(tl.int64)[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
     tl.store(out + m, tl.sum(tl.abs(values), 1) / C, mask=m < rows)
-    tl.store(sums + 2 * m, tl.sum(values, 1), mask=m < rows)
-    tl.store(sums + 2 * m + 1, tl.sum(values * values, 1), mask=m < rows)
 
 
-def magnitude(x: Tensor, out: Tensor, sums: Tensor) -> None:
-    """Mean absolute activation of each row, and its sums, which the next norm wants and which cost nothing here.
-
-    Args:
-        x: shape `(R, C)`.
-        out: shape `(R,)`, float32.
-        sums: as of `row_sums`, shape `(R, 2)`, float32.
-    """
+def magnitude(x: Tensor, out: Tensor) -> None:
+    """Mean absolute activation of each row of `x`, shape `(R, C)`, into `out` of as many elements, float32."""
     rows, channels = x.shape
     block = triton.next_power_of_2(channels)
     per_program = max(1, 4096 // block)
-    _magnitude[(triton.cdiv(rows, per_program),)](x, out, sums, rows, C=channels, BM=per_program, BC=block, num_warps=4)
+    _magnitude[(triton.cdiv(rows, per_program),)](x, out, rows, C=channels, BM=per_program, BC=block, num_warps=4)
 
 
-def magnitude_reference(x: Tensor, out: Tensor, sums: Tensor) -> None:
+def magnitude_reference(x: Tensor, out: Tensor) -> None:
     """What `magnitude` computes, in plain PyTorch."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     out.copy_(wide.abs().mean(dim=-1).view_as(out))
-    sums.copy_(torch.stack([wide.sum(1), wide.square().sum(1)], 1))
 
 
 @triton.jit(do_not_specialize=["tokens", "windows"])

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 OUTCOME = "sparsevit"
 """User attribute of a trial: all that is known about it besides its values, as one JSON object."""
 
+SPARSITY = "sparsity"
+"""User attribute of a trial: its configuration as people read it. The view of trials shows it."""
+
 Judge = Callable[[Sparsity, int | None], Accuracy]
 """The accuracy of a sparsity on the first so many images."""
 
@@ -103,6 +106,7 @@ class Objective:
         top = len(space.grid) - 1
         levels = [trial.suggest_int(name, 0, top) for name in space.layer_names]
         sparsity = space.decode(levels)
+        trial.set_user_attr(SPARSITY, str(sparsity))
         predicted_ms = float(candidates.ms[candidates.row(sparsity)])
         latency_ms = self.meter(sparsity).median_ms if self.meter else predicted_ms
         set_constraints(trial, latency_ms, self.bounds)
@@ -115,6 +119,7 @@ class Objective:
                 "accuracy": dict(accuracy.metrics),
                 "seconds": accuracy.seconds,
                 "predicted_ms": predicted_ms,
+                "kept": self.judge.ledger.subject.kept(sparsity),
                 "source": "evaluated" if self.judge.evaluations > before else "ledger",
                 "infeasible": draw.infeasible,
                 "duplicate": draw.duplicate,

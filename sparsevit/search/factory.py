@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +15,7 @@ from sparsevit.errors import UserError
 from sparsevit.latency.target import Target, environment
 from sparsevit.search.evaluator import EndToEnd, Evaluator, Identified
 from sparsevit.search.ledger import Subject, digest
+from sparsevit.search.restriction import Restriction
 from sparsevit.search.spec import StudySpec, SupernetSpec
 from sparsevit.search.spec_errors import nearest
 from sparsevit.sparsity import SparsitySpace, windows_per_stage
@@ -27,15 +28,15 @@ if TYPE_CHECKING:
 _FROM_TARGET = ("device", "dtype")
 
 
-def load_evaluator(supernet: SupernetSpec, target: Target) -> Evaluator:
+def load_evaluator(supernet: SupernetSpec, target: Target, folder: Path | None = None) -> Evaluator:
     """Call the factory that the study file names, with the rest of its table and the target's device and dtype.
 
-    The current folder is searched for the module too, so that a user's own file beside the study works.
+    The current folder and `folder`, the study file's, are searched for the module too: a user's own file works there.
 
     Raises:
         UserError: if there is no such factory, or it knows no such key.
     """
-    factory = _factory(supernet.evaluator)
+    factory = _factory(supernet.evaluator, [Path.cwd(), *([folder] if folder else [])])
     arguments = supernet.arguments | {"device": target.device, "dtype": target.dtype}
     _check_arguments(factory, supernet, arguments)
     evaluator: Evaluator = factory(**arguments)
@@ -49,7 +50,8 @@ class Supernet:
     Attributes:
         evaluator: judges a sparsity.
         backbone: what is timed: the backbone itself, or the detector around it, as the target's scope says.
-        space: its configurations.
+        space: its configurations, over the whole grid.
+        restriction: what the study lets layers take of it.
         target: resolved.
         environment: of that target on this machine, in words.
         identity: what accuracies depend on besides the sparsity, in words.
@@ -59,6 +61,7 @@ class Supernet:
     evaluator: Evaluator
     backbone: nn.Module
     space: SparsitySpace
+    restriction: Restriction
     target: Target
     environment: Mapping[str, str]
     identity: Mapping[str, str]
@@ -69,13 +72,15 @@ def open_supernet(spec: StudySpec) -> Supernet:
     """Build the supernet of a study on its target.
 
     Raises:
-        UserError: if the factory or one of its keys is wrong, or the target is not there.
+        UserError: if the factory or one of its keys is wrong, the target is not there, or the backbone has not a layer
+            that the study names.
     """
     target = spec.target.target().resolve()
-    evaluator = load_evaluator(spec.supernet, target)
+    evaluator = load_evaluator(spec.supernet, target, spec.settings.folder)
     backbone = timed_part(evaluator, target, spec.supernet.evaluator)
     shape = cast("SparseBackbone", backbone)
     space = spec.space.of(shape.depths)
+    restriction = spec.space.restriction(space)
     identity = evaluator_identity(evaluator, spec.supernet)
     found = environment(target)
     windows = windows_per_stage(target.size, stages=len(space.depths), window=shape.window_size, patch=shape.patch_size)
@@ -87,7 +92,7 @@ def open_supernet(spec: StudySpec) -> Supernet:
         environment=digest(found),
         backbone=backbone_identity(backbone),
     )
-    return Supernet(evaluator, backbone, space, target, found, identity, subject)
+    return Supernet(evaluator, backbone, space, restriction, target, found, identity, subject)
 
 
 def timed_part(evaluator: Evaluator, target: Target, name: str) -> nn.Module:
@@ -121,10 +126,11 @@ def backbone_identity(backbone: nn.Module) -> str:
     return digest([f"{kind.__module__}.{kind.__qualname__}", shape, tensors])
 
 
-def _factory(name: str) -> Callable[..., Any]:
+def _factory(name: str, folders: Sequence[Path]) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    for folder in map(str, folders):
+        if folder not in sys.path:
+            sys.path.append(folder)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -16,6 +16,7 @@ from sparsevit.search.ledger import Ledger
 from sparsevit.search.objective import OUTCOME
 from sparsevit.search.record import StudyRecord, read_record, read_wishes
 from sparsevit.search.results import Reference, StudyResults, TrialResult
+from sparsevit.search.score import scored
 from sparsevit.search.selection import best_within, pareto_front
 from sparsevit.search.spec import StudySpec
 from sparsevit.search.storage import shown, storage_at
@@ -100,7 +101,7 @@ def _trials(
                 started=one.datetime_start,
                 worker=one.user_attrs.get(WORKER, ""),
                 # A trial is confirmed as a whole: on all images that count and on the target.
-                confirmed=accuracy.metrics if accuracy and timing else None,
+                confirmed=scored(accuracy.metrics, record.metric) if accuracy and timing else None,
                 measured=_measured(timing),
                 searched_ms=one.values[1] if record.measured else None,
             )
@@ -115,7 +116,7 @@ def _dense(record: StudyRecord, ledger: Ledger, confirm_images: int | None) -> R
         label="dense",
         sparsity=dense,
         predicted_ms=record.dense_ms,
-        accuracy=accuracy.metrics if accuracy else None,
+        accuracy=scored(accuracy.metrics, record.metric) if accuracy else None,
         measured=_measured(ledger.latencies([dense])[0]),
     )
 

@@ -15,6 +15,7 @@ from sparsevit.errors import UserError
 from sparsevit.search.ledger import Accuracy, Ledger
 from sparsevit.search.results import Bounds
 from sparsevit.search.sampler import SparsitySampler
+from sparsevit.search.score import scored
 from sparsevit.sparsity import Sparsity
 
 if TYPE_CHECKING:
@@ -112,11 +113,12 @@ class Objective:
         set_constraints(trial, latency_ms, self.bounds)
         before = self.judge.evaluations
         accuracy = self.judge(sparsity, self.images)
+        metrics = scored(accuracy.metrics, self.metric)
         draw = self.sampler.pop_draw(trial.number)
         trial.set_user_attr(
             OUTCOME,
             {
-                "accuracy": dict(accuracy.metrics),
+                "accuracy": metrics,
                 "seconds": accuracy.seconds,
                 "predicted_ms": predicted_ms,
                 "kept": self.judge.ledger.subject.kept(sparsity),
@@ -125,7 +127,7 @@ class Objective:
                 "duplicate": draw.duplicate,
             },
         )
-        return accuracy.metrics[self.metric], latency_ms
+        return metrics[self.metric], latency_ms
 
 
 def set_constraints(trial: Trial, latency_ms: float, bounds: Bounds) -> None:

@@ -26,6 +26,7 @@ from sparsevit.search.objective import Objective, PaidAccuracy, PaidLatency
 from sparsevit.search.record import HeldOutRecord, StudyRecord, Wishes, read_record, refuse_other
 from sparsevit.search.results import Bounds, StudyResults
 from sparsevit.search.sampler import SparsitySampler
+from sparsevit.search.score import missing, scored
 from sparsevit.search.selection import to_confirm
 from sparsevit.search.storage import GRACE_S, check_folder, check_storage, storage_at
 from sparsevit.search.study import find_study, fingerprint, open_study, provenance
@@ -61,7 +62,9 @@ def search(spec: StudySpec, *, trials: int | None = None, out: str | Path | None
         judge = PaidAccuracy(supernet.evaluator, ledger)
         model, trusted = known_latencies(supernet, ledger, spec.latency.error_limit)
         bounds = record.bounds if record else resolve(spec.latency.max, spec.latency.min, model.dense.median_ms)
-        candidates = find_candidates(supernet.space, supernet.subject.windows, model.predict_levels, bounds)
+        candidates = find_candidates(
+            supernet.space, supernet.subject.windows, model.predict_levels, bounds, supernet.restriction
+        )
         require(candidates, bounds, str(supernet.target))
         metrics = _dense_metrics(spec, supernet, ledger, judge)
         record = record or _record(spec, supernet, settings, bounds, model, trusted, metrics)
@@ -98,12 +101,12 @@ def _dense_metrics(spec: StudySpec, supernet: Supernet, ledger: Ledger, judge: P
     else:
         with progress("dense accuracy", images) as step:
             accuracy = judge(dense, images, step)
-    if spec.accuracy.metric not in accuracy.metrics:
+    for name in missing(accuracy.metrics, spec.accuracy.metric):
         raise UserError(
-            f"accuracy.metric = {spec.accuracy.metric!r} is not among what {spec.supernet.evaluator} gives: "
+            f"accuracy.metric = {name!r} is not among what {spec.supernet.evaluator} gives: "
             f"{', '.join(sorted(accuracy.metrics))}"
         )
-    return tuple(accuracy.metrics)
+    return tuple(scored(accuracy.metrics, spec.accuracy.metric))
 
 
 def _sampler(

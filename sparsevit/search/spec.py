@@ -1,23 +1,35 @@
-"""The study file: everything a search is, as one frozen value read from TOML. Unknown keys are refused."""
+"""The study file: everything a search is, as one frozen value. Unknown keys are refused. Reading is `study_file`'s."""
 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from sparsevit.assets import asset
 from sparsevit.errors import UserError
 from sparsevit.latency.target import Target
 from sparsevit.search.bounds import Limit, parse_limit
+from sparsevit.search.restriction import LAYER, Restriction
+from sparsevit.search.score import joined
 from sparsevit.search.spec_errors import validation_error
-from sparsevit.sparsity import PAPER_GRID, SparsitySpace
+from sparsevit.search.study_file import Settings, read_settings
+from sparsevit.search.urls import expanded
+from sparsevit.sparsity import PAPER_GRID, SparsitySpace, ratio
 
 Count = Annotated[int, Field(strict=True, ge=1)]
+Images = Annotated[int, Field(strict=True, ge=1)] | None
 Number = Annotated[float, Field(strict=True)]
 
 
@@ -36,8 +48,8 @@ class SupernetSpec(_Table):
     """`package.module:factory`; called with the other keys of this table and with `device` and `dtype` of the target,
     it returns an `Evaluator`."""
     config: str | None = None
-    """The detector's config file, relative to the study file. `builtin:…`, or a word without `/` and suffix, is a name
-    that the factory knows. A config file is code: it is executed."""
+    """The detector's config file, relative to the study file that names it. `builtin:…`, or a word without `/` and
+    suffix, is a name that the factory knows. A config file is code: it is executed."""
     checkpoint: str | None = None
     """The supernet's weights, given like `config`."""
 
@@ -46,7 +58,7 @@ class SupernetSpec(_Table):
     def _resolve(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None or not _is_path(value):
             return value
-        path = (_folder(info) / Path(value).expanduser()).resolve()
+        path = (_folder(info, "supernet") / Path(value).expanduser()).resolve()
         if not path.is_file():
             raise ValueError(f"there is no such file (looked for {path})")
         return str(path)
@@ -62,7 +74,12 @@ class SpaceSpec(_Table):
     """`[space]`: the pruning ratios to choose from; the layers are the backbone's."""
 
     ratios: tuple[Number, ...] = tuple(float(value) for value in PAPER_GRID)
-    """The grid, strictly increasing, each `0 <= ratio < 1`."""
+    """The grid, strictly increasing, each `0 <= ratio < 1`. The latency model is fitted on all of it."""
+    layers: Annotated[
+        dict[str, tuple[Number, ...]], Field(description="one ratio fixes a layer, as s1 = 0.8; several are its choice")
+    ] = Field(default_factory=dict)
+    """Layers that may take only some of `ratios`, by name: `s1`, `s3.2`, or `s3` for each layer of stage 3. One ratio
+    fixes a layer."""
 
     @field_validator("ratios")
     @classmethod
@@ -70,9 +87,41 @@ class SpaceSpec(_Table):
         _as_value_error(lambda: _space((2,), value))
         return value
 
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        for name in value:
+            if not LAYER.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} is no layer: write s1, or s3.2 for the second one of stage 3, or s3 for all"
+                )
+        return {name: one if isinstance(one, list | tuple) else [one] for name, one in value.items()}
+
+    @model_validator(mode="after")
+    def _among_ratios(self) -> SpaceSpec:
+        grid = [ratio(value) for value in self.ratios]
+        for name, chosen in self.layers.items():
+            for value in chosen:
+                if value not in self.ratios:
+                    allowed = ", ".join(f"{one:f}" for one in grid)
+                    raise ValueError(f"layers.{name}: {value:g} is not among the ratios {allowed}")
+            if not chosen or list(chosen) != sorted(set(chosen)):
+                raise ValueError(f"layers.{name}: its ratios must increase strictly, got {list(chosen)}")
+        return self
+
     def of(self, depths: Sequence[int]) -> SparsitySpace:
-        """This space for a backbone of these depths."""
+        """All of `ratios` in every layer of a backbone of these depths; `restriction` narrows it."""
         return _space(tuple(depths), self.ratios)
+
+    def restriction(self, space: SparsitySpace) -> Restriction:
+        """The ratios that each layer of such a space may take.
+
+        Raises:
+            UserError: if the backbone has no such layer, or no configuration is left.
+        """
+        return Restriction.of(space, {name: tuple(map(ratio, chosen)) for name, chosen in self.layers.items()})
 
 
 class TargetSpec(_Table):
@@ -106,15 +155,15 @@ class LatencySpec(_Table):
     max: Annotated[Limit, Field(description='milliseconds, or a share of the dense latency as "70%"')]
     """No configuration above this is ever evaluated."""
     min: Limit | None = None
-    """Nor one below this; none by default."""
+    """Nor one below this; none by default, and where a study says `"none"`."""
     error_limit: Annotated[Number, Field(gt=0)] | None = None
     """Mean error of the latency model (a fraction) from which on it is not trusted: more is measured, and if that does
     not help, every candidate. By default 0.01 where a GPU replays graphs, 0.04 where it runs eagerly, 0.05 on CPUs."""
 
     @field_validator("max", "min", mode="before")
     @classmethod
-    def _check(cls, value: Any) -> Any:
-        return None if value is None else parse_limit(value)
+    def _check(cls, value: Any, info: ValidationInfo) -> Any:
+        return None if value is None or (value == "none" and info.field_name == "min") else parse_limit(value)
 
     @model_validator(mode="after")
     def _ordered(self) -> LatencySpec:
@@ -126,12 +175,24 @@ class LatencySpec(_Table):
 class AccuracySpec(_Table):
     """`[accuracy]`: what is maximised, and on how many images."""
 
-    metric: Annotated[str, Field(min_length=1)] = "bbox_mAP"
-    """One of the evaluator's metrics."""
-    images: Count | None = None
-    """The first so many images judge a trial; all of them by default."""
-    confirm_images: Count | None = None
-    """The first so many judge the front in the end; all of them by default."""
+    metric: Annotated[
+        str, Field(min_length=1, description='one of the evaluator\'s metrics, or several as ["bbox_mAP", "segm_mAP"]')
+    ] = "bbox_mAP"
+    """One of the evaluator's metrics, or a list of them: then their mean is maximised. Kept as `bbox_mAP+segm_mAP`."""
+    images: Images = None
+    """The first so many images judge a trial; all of them by default, and for `"all"`."""
+    confirm_images: Images = None
+    """The first so many judge the front in the end; all of them by default, and for `"all"`."""
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        return joined(value) if isinstance(value, list | tuple) else value
+
+    @field_validator("images", "confirm_images", mode="before")
+    @classmethod
+    def _all(cls, value: Any) -> Any:
+        return None if value == "all" else value
 
 
 class SearchSpec(_Table):
@@ -153,7 +214,15 @@ class StorageSpec(_Table):
     directory: str | None = None
     """Folder for database, finetune config and report; `runs/<name>` by default, and `--out` overrules it."""
     url: str | None = None
-    """Another database, as SQLAlchemy writes it: `sqlite:///trials.db`, `postgresql+psycopg://user@host/name`."""
+    """Another database, as SQLAlchemy writes it: `sqlite:///trials.db`, `postgresql+psycopg://user@host/name`.
+    `${NAME}` in it is an environment variable, so that no password need stand in a file."""
+
+    @field_validator("url")
+    @classmethod
+    def _check(cls, value: str | None) -> str | None:
+        if value is not None:
+            expanded(value)
+        return value
 
 
 class StudySpec(_Table):
@@ -170,71 +239,39 @@ class StudySpec(_Table):
     search: SearchSpec = Field(default_factory=SearchSpec)
     storage: StorageSpec = Field(default_factory=StorageSpec)
 
+    _settings: Settings = PrivateAttr(default_factory=lambda: Settings("", Path()))
+
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> StudySpec:
-        """Read a study file.
+        """Read a study file, those that it extends, and what overrules them.
 
         Args:
             path: the file; where there is none, one of that name that comes with the package (`studies/digits.toml`).
             overrides: `key.sub=value` each, the value written as in TOML; what TOML cannot read is a text.
 
         Raises:
-            UserError: if the file is missing or is no TOML, or a key or value is wrong; names file, key and value.
+            UserError: if a file is missing or is no TOML, or a key or value is wrong; names file, key and value.
         """
-        file = _find(Path(path))
+        settings = read_settings(Path(path), overrides)
         try:
-            data = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not TOML: {error}") from None
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
-        for text in overrides:
-            _override(data, text)
-        try:
-            return cls.model_validate(data, context={"folder": file.resolve().parent})
+            spec = cls.model_validate(settings.tables, context=settings)
         except ValidationError as error:
-            raise validation_error(error, cls, str(path)) from None
+            raise validation_error(error, cls, settings) from None
+        spec._settings = settings
+        return spec
+
+    @property
+    def settings(self) -> Settings:
+        """What was read, and where each value stands; without any values if the study was not read from a file."""
+        return self._settings
 
     def folder(self, out: str | Path | None = None) -> Path:
         """The folder of this study's results; `out` overrules the study file."""
         return Path(out or self.storage.directory or Path("runs") / self.name)
 
     def url(self, out: str | Path | None = None) -> str:
-        """The database that keeps this study."""
-        return self.storage.url or f"sqlite:///{self.folder(out) / 'study.db'}"
-
-
-def _find(path: Path) -> Path:
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, not a study file")
-    try:
-        return asset("studies", path.relative_to("studies").as_posix())
-    except (UserError, ValueError):
-        raise UserError(f"there is no study file {path}") from None
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    """Set one `key.sub=value` in the tables of a study file."""
-    key, equals, value = text.partition("=")
-    names = [name.strip() for name in key.split(".")]
-    if not equals or not all(names):
-        raise UserError(f"cannot read --set {text!r}: write it as key.sub=value, for example search.trials=50")
-    table: Any = data
-    for name in names[:-1]:
-        table = table.setdefault(name, {})
-        if not isinstance(table, dict):
-            raise UserError(f"--set {text}: {name} is a value, not a table")
-    table[names[-1]] = _toml_value(value.strip())
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        parsed: Mapping[str, Any] = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    return parsed["value"] if len(parsed) == 1 else text
+        """The database that keeps this study, with what variables of the environment stand for: not to be shown."""
+        return expanded(self.storage.url) if self.storage.url else f"sqlite:///{self.folder(out) / 'study.db'}"
 
 
 def _is_path(value: str) -> bool:
@@ -242,9 +279,12 @@ def _is_path(value: str) -> bool:
     return re.match(r"\w{2,}:", value) is None and bool(re.search(r"[/\\]", value) or Path(value).suffix)
 
 
-def _folder(info: ValidationInfo) -> Path:
-    context: Mapping[str, Path] = info.context or {}
-    return context.get("folder", Path())
+def _folder(info: ValidationInfo, table: str) -> Path:
+    """Where a relative path starts: the folder of the file that names it."""
+    if not isinstance(info.context, Settings):
+        return Path()
+    source = info.context.sources.get((table, info.field_name or ""))
+    return source.folder if source else info.context.folder
 
 
 def _space(depths: tuple[int, ...], ratios: Sequence[float]) -> SparsitySpace:

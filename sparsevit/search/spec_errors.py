@@ -8,12 +8,17 @@ from difflib import get_close_matches
 from pydantic import BaseModel, ValidationError
 
 from sparsevit.errors import UserError
+from sparsevit.search.study_file import Settings
+from sparsevit.search.urls import masked
 
 
-def validation_error(error: ValidationError, model: type[BaseModel], file: str) -> UserError:
-    """The first finding of `error`, with the number of the others."""
+def validation_error(error: ValidationError, model: type[BaseModel], settings: Settings) -> UserError:
+    """The first finding of `error`, with the number of the others; passwords in it are hidden.
+
+    An unknown key comes before a missing one: it is the same key, misspelt.
+    """
     findings = error.errors(include_url=False)
-    first = findings[0]
+    first = next((one for one in findings if one["type"] == "extra_forbidden"), findings[0])
     keys = [part for part in first["loc"] if isinstance(part, str)]
     name = ".".join(keys)
     if first["type"] == "extra_forbidden":
@@ -25,7 +30,7 @@ def validation_error(error: ValidationError, model: type[BaseModel], file: str) 
         value = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
         text = f"{name}{value}: {message[:1].lower()}{message[1:]}{_description(model, keys)}"
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-    return UserError(" ".join(f"{file}: {text}{more}".split()))
+    return UserError(masked(" ".join(f"{settings.place(tuple(keys))}: {text}{more}".split())))
 
 
 def nearest(key: str, allowed: Iterable[str]) -> str:

@@ -60,6 +60,7 @@ def fingerprint(spec: StudySpec, supernet: Supernet) -> dict[str, str]:
     return {
         "space.ratios": ",".join(f"{value:f}" for value in space.grid),
         "space.depths": ",".join(map(str, space.depths)),
+        "space.layers": str(supernet.restriction),
         "target": str(supernet.target),
         **_prefixed("environment", supernet.environment),
         "backbone": supernet.subject.backbone[:12],

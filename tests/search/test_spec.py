@@ -9,6 +9,7 @@ import pytest
 
 from sparsevit.errors import UserError
 from sparsevit.search.bounds import Limit, parse_limit, resolve
+from sparsevit.search.score import missing, scored
 from sparsevit.search.spec import StudySpec
 
 MINIMAL = 'name = "tiny"\n[latency]\nmax = 35.0\n'
@@ -93,6 +94,16 @@ def test_overrides_are_toml_or_else_text(write: Write) -> None:
         ("supernet.evaluator=nonsense", ["supernet.evaluator = 'nonsense'", "package.module:factory"]),
         ("name=../up", ["name = '../up'", "letters"]),
         ("name.sub=1", ["name is a value, not a table"]),
+        ("space.layers.head=0.5", ["space.layers", "'head' is no layer", "s3.2 for the second one of stage 3"]),
+        ("space.layers.s1=0.55", ["layers.s1: 0.55 is not among the ratios 0, 0.1"]),
+        ("space.layers.s1=[0.2, 0.1]", ["layers.s1", "increase strictly"]),
+        ("space.layers.s1=[]", ["layers.s1", "increase strictly"]),
+        ("space.layers.s1=often", ["space.layers.s1", "'often'", "valid number"]),
+        ("accuracy.metric=[]", ["accuracy.metric = []", "one metric or more"]),
+        ('accuracy.metric=["a", "a"]', ["accuracy.metric", "named twice"]),
+        ("accuracy.images=some", ["accuracy.images = 'some'", "valid integer"]),
+        ("storage.url=postgresql://me:${NOT_SET}@h/d", ["storage.url", "variable NOT_SET is not set: export NOT_SET"]),
+        ("storage.url=5", ["storage.url = 5", "valid string"]),
         ("trials", ["--set 'trials'", "key.sub=value"]),
     ],
 )
@@ -120,6 +131,32 @@ def test_missing_keys_and_files(write: Write, tmp_path: Path) -> None:
 def test_limits(text: object, limit: Limit) -> None:
     assert parse_limit(text) == limit
     assert parse_limit(str(limit)) == limit
+
+
+def test_layers_are_named_as_one_likes(write: Write) -> None:
+    text = MINIMAL + '[space]\nratios = [0, 0.3, 0.5]\n[space.layers]\ns1 = 0.5\ns3 = [0, 0.3]\n"s3.2" = 0.3\n'
+    spec = StudySpec.load(write(text), ["space.layers.s3.3=0.3", "space.layers.s1=0"])
+    assert spec.space.layers == {"s1": (0,), "s3": (0, 0.3), "s3.2": (0.3,), "s3.3": (0.3,)}
+    space = spec.space.of((2, 2, 6, 2))
+    assert str(spec.space.restriction(space)) == "s1=0 s3.1=0,0.3 s3.2=0.3 s3.3=0.3"
+
+
+def test_several_metrics_are_one_name(write: Write) -> None:
+    spec = StudySpec.load(write(MINIMAL), ['accuracy.metric=["bbox_mAP", "segm_mAP"]', "accuracy.images=all"])
+    assert spec.accuracy.metric == "bbox_mAP+segm_mAP"
+    assert spec.accuracy.images is None
+    assert scored({"bbox_mAP": 0.4, "segm_mAP": 0.2}, spec.accuracy.metric)["bbox_mAP+segm_mAP"] == pytest.approx(0.3)
+    assert missing({"bbox_mAP": 0.4}, spec.accuracy.metric) == ["segm_mAP"]
+
+
+def test_variables_stand_for_what_is_not_to_be_written(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIALS_PASSWORD", "s3cr/et@")
+    path = write(MINIMAL + '[storage]\nurl = "postgresql+psycopg://me:${TRIALS_PASSWORD}@h/d"\n')
+    spec = StudySpec.load(path)
+    assert spec.url() == "postgresql+psycopg://me:s3cr%2Fet%40@h/d"
+    assert "s3cr" not in repr(spec)
+    assert "hunter2" not in refusal(path, "storage.url=postgresql://me:hunter2@${GONE}/d")
+    assert "hunter2" not in refusal(path, "storage url=postgresql://me:hunter2@h/d")
 
 
 def test_limits_in_ms() -> None:

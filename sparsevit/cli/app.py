@@ -15,6 +15,7 @@ from sparsevit.cli import data, latency
 from sparsevit.cli.adapt import adapt
 from sparsevit.cli.check import check
 from sparsevit.cli.convert import convert
+from sparsevit.cli.deploy import deploy
 from sparsevit.cli.evaluate import evaluate
 from sparsevit.cli.export import export
 from sparsevit.cli.finetune import finetune
@@ -56,6 +57,7 @@ app.command()(status)
 app.command()(report)
 app.command()(export)
 app.command()(finetune)
+app.command()(deploy)
 app.command()(evaluate)
 app.command()(measure)
 app.command()(adapt)

@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 MASKED = -100.0  # what Swin adds to attention between tokens that the cyclic shift made neighbours
 
@@ -62,9 +63,9 @@ def window_table(height: int, width: int, window: int, shift: int, device: torch
     index = torch.where((y[:, None] < height) & (x[None, :] < width), y[:, None] * width + x[None, :], height * width)
     index = partition(index, window)
     rows, columns = padded_h // window, padded_w // window
-    at_bottom = (torch.arange(rows) == rows - 1).int()[:, None]
-    at_right = (torch.arange(columns) == columns - 1).int()[None, :]
-    kind = (2 * at_bottom + at_right).view(-1).to(device)
+    at_bottom = (torch.arange(rows) == rows - 1).long()[:, None]
+    at_right = (torch.arange(columns) == columns - 1).long()[None, :]
+    kind = (2 * at_bottom + at_right).view(-1).to(device)  # int64, as an index of ONNX's has to be
     masks = _shift_masks(window, shift).to(device) if shift else None
     return WindowTable(height * width, index.to(device), masks, kind)
 
@@ -99,6 +100,6 @@ def rank_windows(magnitude: Tensor, table: WindowTable) -> Tensor:
         magnitude: mean absolute activation of each token, shape `(B, T)`. A window's score is the L2 norm of its
             tokens' magnitudes, padding counting as 0 (SparseViT, section 3.1).
     """
-    padded = torch.cat([magnitude, magnitude.new_zeros(len(magnitude), 1)], dim=1) if table.padded else magnitude
+    padded = F.pad(magnitude, (0, 1)) if table.padded else magnitude
     score = padded[:, table.index].square().sum(dim=-1)  # the square of the norm ranks the same
     return score.argsort(dim=-1, descending=True, stable=True)

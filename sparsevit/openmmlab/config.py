@@ -124,8 +124,12 @@ def build_model(config: Any, checkpoint: str | Path | None = None, *, backbone_a
 
 def load_backbone(config: str | Path, checkpoint: str | Path | None = None) -> SparseSwin:
     """The backbone alone, in eval mode, for timing; the checkpoint may be of a detector or of a backbone."""
-    model = _built(load_config(config))
-    backbone = model.backbone
+    return build_backbone(load_config(config), checkpoint)
+
+
+def build_backbone(config: Any, checkpoint: str | Path | None = None) -> SparseSwin:
+    """The same from a config that is loaded."""
+    backbone = _built(config).backbone
     assert isinstance(backbone, SparseSwin)
     if checkpoint is not None:
         load_backbone_weights(backbone, checkpoint)

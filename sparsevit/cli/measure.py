@@ -56,8 +56,8 @@ def measure(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="eager; compiled, by torch; graph, for CUDA-graph replay; compiled+graph; may be repeated. By default "
-            "eager."
+            help="eager; compiled, by torch; graph, for CUDA-graph replay; compiled+graph; fast, the inference "
+            "engine; may be repeated. By default eager."
         ),
     ] = None,
     scope: Annotated[

@@ -31,7 +31,8 @@ class Target:
         dtype: one of `DTYPES`.
         batch: images per call; latencies are of the whole batch.
         size: height and width of an image in pixels.
-        engine: one of `ENGINES`: `eager`; `compiled` by torch; `graph`, replay of a CUDA graph; `compiled+graph`.
+        engine: one of `ENGINES`: `eager`; `compiled` by torch; `graph`, replay of a CUDA graph; `compiled+graph`;
+            `fast`, the inference engine.
         scope: `backbone`, or `detector`: from an image on the device to the boxes and masks of its objects, with the
             engine running the backbone and the rest as it is.
 

@@ -51,6 +51,15 @@ def test_compiled_blocks_compute_the_same_and_a_new_sparsity_compiles_nothing() 
     torch._dynamo.reset()
 
 
+def test_the_fast_engine_computes_the_same_without_a_gpu() -> None:
+    backbone = SparseSwin(embed_dims=8, depths=(2,), num_heads=(1,), out_indices=(0,)).eval()
+    images = torch.randn(1, 3, 112, 112)
+    sparsities = [Sparsity.parse(text) for text in ("0", "0.5")]
+    expected = forward("eager", backbone, images, sparsities)
+    for found, exact in zip(forward("fast", backbone, images, sparsities), expected, strict=True):
+        assert torch.equal(found, exact)
+
+
 def test_noise_is_the_same_every_time() -> None:
     target = Target("cpu", 1, "bfloat16", batch=2, size=(64, 96))
     images = noise(target)

@@ -3,11 +3,12 @@
 #   make test [ARGS="…"]    tests        make lint   style        make types   types        make clean   start over
 #   make test-mmcv-full [ARGS="…"]   the OpenMMLab tests with mmcv-full, compiled here once (C++17 compiler; 5 minutes)
 #   make supernet [GPUS=n]  train the built-in supernet again (NVIDIA GPUs; four H200 trained it in 16 minutes)
-# VENV=folder and PYTHON=interpreter say where the environment lies and what it is made from.
+# JOBS=n tests run at once (2). VENV=folder and PYTHON=interpreter say where the environment lies and what it is made from.
 SHELL := bash
 VENV  := .venv
 FULL  := $(VENV)-full
 GPUS  := 1
+JOBS  := 2
 STUDY := studies/digits.toml
 BIN    = $(VENV)/bin
 STAMP  = $(VENV)/.stamp
@@ -18,11 +19,11 @@ search: set-up
 	@"$(BIN)/sparsevit" search "$(STUDY)" $(if $(TRIALS),--trials $(TRIALS)) $(ARGS)
 
 test: set-up
-	@"$(BIN)/python" -m pytest $(ARGS)
+	@"$(BIN)/python" -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 # Every test file that mmdet or mmcv has a part in.
 test-mmcv-full: $(FULL_STAMP)
-	@"$(FULL)/bin/python" -m pytest $$(grep -rlE 'mmdet|mmcv' tests --include='test_*.py') $(ARGS)
+	@"$(FULL)/bin/python" -m pytest -n $(JOBS) --dist worksteal $$(grep -rlE 'mmdet|mmcv' tests --include='test_*.py') $(ARGS)
 
 supernet: set-up
 	@"$(BIN)/python" -m torch.distributed.run --standalone --nproc_per_node $(GPUS) -m sparsevit.openmmlab.supernet --work-dir runs/supernet

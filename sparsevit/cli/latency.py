@@ -192,7 +192,7 @@ class _Study:
 
     def model(self) -> LatencyModel:
         from sparsevit.latency.model import LatencyModel
-        from sparsevit.search.latency import space_key
+        from sparsevit.search.ledger import space_key
 
         text = self.ledger.latency_model(space_key(self.supernet.space))
         if text is None:

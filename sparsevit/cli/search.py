@@ -22,6 +22,9 @@ def search(
     out: Out = None,
     setting: Settings = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Overrule search.seed.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and how long it may take; search nothing.")
+    ] = False,
 ) -> None:
     """Find the sparsity configurations with the best accuracy within a latency bound.
 
@@ -32,6 +35,13 @@ def search(
     from sparsevit.search.run import search as run
     from sparsevit.search.spec import StudySpec
 
+    if dry_run:
+        from sparsevit.cli.dry_run import print_preview
+        from sparsevit.search.preview import preview
+
+        spec = StudySpec.load(study, [*_settings(setting, seed), *([f"search.trials={trials}"] if trials else [])])
+        print_preview(preview(spec, out=out), spec, study)
+        return
     spec = StudySpec.load(study, _settings(setting, seed))
     results = run(spec, trials=trials, out=out)
     _print(results, spec, study, out)

@@ -8,13 +8,13 @@ from sparsevit.console import console, progress
 from sparsevit.latency import fitting, timing
 from sparsevit.latency.environment import difference
 from sparsevit.latency.model import LatencyModel, OldModelError, error_limit
-from sparsevit.search.ledger import Ledger, digest
+from sparsevit.search.ledger import Ledger, space_key
 from sparsevit.search.objective import PaidLatency
 
 if TYPE_CHECKING:
     from sparsevit.latency.results import Timing
     from sparsevit.search.factory import Supernet
-    from sparsevit.sparsity import Sparsity, SparsitySpace
+    from sparsevit.sparsity import Sparsity
 
 EXTENSIONS = 2
 """How often more is measured for a model that errs too much, each time for as long as a fit."""
@@ -78,11 +78,6 @@ def paid_latency(supernet: Supernet, ledger: Ledger, model: LatencyModel) -> Pai
         return found
 
     return PaidLatency(measure, ledger)
-
-
-def space_key(space: SparsitySpace) -> str:
-    """Under which the ledger keeps latency models of a space."""
-    return digest([space.depths, [str(value) for value in space.grid]])
 
 
 def _stored(supernet: Supernet, ledger: Ledger, key: str) -> LatencyModel | None:

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Engine
 
 from sparsevit.latency.results import Timing
 from sparsevit.search.tables import accuracies, latencies, latency_models
-from sparsevit.sparsity import Sparsity
+from sparsevit.sparsity import Sparsity, SparsitySpace
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,15 @@ class Ledger:
             known = {kept: Accuracy(json.loads(metrics), seconds) for kept, metrics, seconds in rows}
         return [known.get(self.subject.kept(sparsity)) for sparsity in sparsities]
 
+    def evaluation_seconds(self) -> dict[int, list[float]]:
+        """Seconds that accuracies took to find, by the number of images they are of; 0 is all."""
+        query = sa.select(accuracies.c.images, accuracies.c.seconds)
+        found: dict[int, list[float]] = {}
+        with self._engine.connect() as connection:
+            for images, seconds in connection.execute(query.where(accuracies.c.evaluator == self.subject.evaluator)):
+                found.setdefault(images, []).append(seconds)
+        return found
+
     def put_accuracy(self, sparsity: Sparsity, images: int | None, accuracy: Accuracy) -> None:
         self._insert(
             accuracies,
@@ -108,6 +117,18 @@ class Ledger:
         )
         with self._engine.connect() as connection:
             return {Sparsity.parse(row[0]): Timing(*row[1:]) for row in connection.execute(query)}
+
+    def latency_history(self) -> list[tuple[Sparsity, Timing, datetime]]:
+        """Every measured latency of the subject and when (UTC) it was stored, oldest first."""
+        columns = (latencies.c.median_ms, latencies.c.low_ms, latencies.c.high_ms, latencies.c.samples)
+        query = sa.select(latencies.c.sparsity, latencies.c.created, *columns).where(
+            latencies.c.target == self.subject.target,
+            latencies.c.environment == self.subject.environment,
+            latencies.c.backbone == self.subject.backbone,
+        )
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(latencies.c.created))
+            return [(Sparsity.parse(row[0]), Timing(*row[2:]), row[1]) for row in rows]
 
     def put_latency(self, sparsity: Sparsity, timing: Timing) -> None:
         self._insert(
@@ -191,3 +212,8 @@ def _now() -> datetime:
 def digest(value: Any) -> str:
     """A hash (64 hexadecimal digits) of anything that JSON can write; the order of keys does not count."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def space_key(space: SparsitySpace) -> str:
+    """Under which the ledger keeps latency models of a space."""
+    return digest([space.depths, [str(value) for value in space.grid]])

@@ -36,12 +36,15 @@ SET = "--set"
 
 @dataclass
 class Settings:
-    """Tables of a study, and the source of each value in them by its key; tables have none."""
+    """Tables of a study, and the source of each value in them by its key; tables have none.
 
-    file: str
-    folder: Path
-    tables: dict[str, Any] = field(default_factory=dict)
-    sources: dict[Key, Source] = field(default_factory=dict)
+    All are equal: where its values stand makes no study another one.
+    """
+
+    file: str = field(compare=False)
+    folder: Path = field(compare=False)
+    tables: dict[str, Any] = field(default_factory=dict, compare=False)
+    sources: dict[Key, Source] = field(default_factory=dict, compare=False)
 
     def place(self, key: Key) -> str:
         """Where to look for `key`: its file, with `--set` if it was given there; the study file if it is nowhere."""

@@ -11,6 +11,7 @@ from sparsevit.cli.options import Out, Settings, StudyFile
 
 if TYPE_CHECKING:
     from sparsevit.search.results import StudyResults
+    from sparsevit.search.run import Finish
     from sparsevit.search.spec import StudySpec
 
 
@@ -43,7 +44,7 @@ def search(
         print_preview(preview(spec, out=out), spec, study)
         return
     spec = StudySpec.load(study, _settings(setting, seed))
-    results = run(spec, trials=trials, out=out)
+    results = run(spec, trials=trials, out=out, then=_annotate(spec, study, out))
     _print(results, spec, study, out)
 
 
@@ -51,11 +52,22 @@ def _settings(setting: list[str] | None, seed: int | None) -> list[str]:
     return [*(setting or []), *([f"search.seed={seed}"] if seed is not None else [])]
 
 
+def _annotate(spec: StudySpec, study: Path, out: Path | None) -> Finish:
+    """Gives optuna-dashboard what it shows of the study besides its trials."""
+    import shlex
+
+    from sparsevit.dashboard.optuna_notes import annotate
+
+    typed = shlex.quote(str(study)) + (f" --out {shlex.quote(str(out))}" if out else "")
+    return lambda opened, results, evaluator: annotate(opened, results, evaluator, spec.folder(out), typed)
+
+
 def _print(results: StudyResults, spec: StudySpec, study: Path, out: Path | None) -> None:
     import shlex
 
     from sparsevit.cli.tables import print_best, print_dense, print_front, print_latency_error, print_surprises
     from sparsevit.console import console
+    from sparsevit.dashboard.optuna_artifacts import ARTIFACTS
     from sparsevit.dashboard.report import write_report
     from sparsevit.search.export import FINETUNE
     from sparsevit.search.storage import shown
@@ -81,6 +93,6 @@ def _print(results: StudyResults, spec: StudySpec, study: Path, out: Path | None
     lines += [
         f"  sparsevit search {typed} --trials {results.trials_asked + 50}{place}",
         f"  sparsevit export {typed} --max-latency {results.bounds.max_ms * 0.9:.4g}{place}",
-        f"  optuna-dashboard {shlex.quote(url)}",
+        f"  optuna-dashboard {shlex.quote(url)} --artifact-dir {shlex.quote(str(folder / ARTIFACTS))}",
     ]
     console.print("\n".join(lines), markup=False)

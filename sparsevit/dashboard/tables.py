@@ -76,9 +76,9 @@ def to_markdown(results: StudyResults) -> str:
     titles = columns(results)
     rows = front_rows(results)
     lines = [
-        f"### {_plain(results.name)}",
+        f"### {plain(results.name)}",
         "",
-        f"Latencies are of {_plain(results.target)}.",
+        f"Latencies are of {plain(results.target)}.",
         "",
         _line(titles),
         _line(["---"] + ["---:"] * (len(titles) - 1)),
@@ -87,7 +87,7 @@ def to_markdown(results: StudyResults) -> str:
     if not rows:
         lines += ["", "No trial within the bounds yet."]
     elif not all(row.confirmed for row in rows):
-        lines += ["", _plain(FOOTNOTE)]
+        lines += ["", plain(FOOTNOTE)]
     return "\n".join(lines) + "\n"
 
 
@@ -118,6 +118,6 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(escaped)} |"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that Markdown shows as it is."""
     return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(text.split()))

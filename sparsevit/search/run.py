@@ -34,10 +34,16 @@ from sparsevit.search.worker import fail_dead_trials
 
 if TYPE_CHECKING:
     from sparsevit.latency.model import LatencyModel
+    from sparsevit.search.evaluator import Evaluator
     from sparsevit.search.spec import StudySpec
 
+Finish = Callable[[Study, StudyResults, "Evaluator"], None]
+"""What else is done with a study that is confirmed."""
 
-def search(spec: StudySpec, *, trials: int | None = None, out: str | Path | None = None) -> StudyResults:
+
+def search(
+    spec: StudySpec, *, trials: int | None = None, out: str | Path | None = None, then: Finish | None = None
+) -> StudyResults:
     """Run a study until so many trials are finished, or go on with it; confirm its front and export its best.
 
     A run that is interrupted loses at most the evaluation in flight.
@@ -46,6 +52,7 @@ def search(spec: StudySpec, *, trials: int | None = None, out: str | Path | None
         spec: the study.
         trials: finished trials in total, in place of the study file's number.
         out: folder of the results, in place of the study file's.
+        then: called with the results once the front is confirmed, while study and supernet are still open.
 
     Raises:
         UserError: for whatever the user can set right; nothing half-written is left.
@@ -78,6 +85,8 @@ def search(spec: StudySpec, *, trials: int | None = None, out: str | Path | None
         _confirm(spec, supernet, ledger, judge, assemble(study, record, storage), model)
         results = assemble(study, record, storage)
         export_best(supernet.evaluator, results, folder)
+        if then is not None:
+            then(study, results, supernet.evaluator)
     return results
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import optuna
 import pytest
 import typer
 
@@ -88,7 +89,17 @@ def test_search_prints_what_was_found_and_where_it_lies(capsys: pytest.CaptureFi
         assert Path("runs/small", name).is_file()
         assert f"runs/small/{name}" in out
     assert "sparsevit finetune runs/small/finetune.py" in out
-    assert sorted(os.listdir("runs/small")) == ["finetune.py", "report.html", "study.db"]
+    assert sorted(os.listdir("runs/small")) == ["artifacts", "finetune.py", "report.html", "study.db"]
+    assert "optuna-dashboard sqlite:///runs/small/study.db --artifact-dir runs/small/artifacts" in out
+
+
+def test_search_leaves_notes_for_optuna_dashboard(capsys: pytest.CaptureFixture[str]) -> None:
+    from optuna_dashboard import get_note
+
+    assert run("search", "small.toml") == 0
+    study = optuna.load_study(study_name="small", storage="sqlite:///runs/small/study.db")
+    assert "sparsevit export small.toml" in get_note(study)
+    assert "optuna-dashboard shows" not in capsys.readouterr().out
 
 
 def test_search_again_says_that_nothing_is_done_again(capsys: pytest.CaptureFixture[str], fakes: Any) -> None:

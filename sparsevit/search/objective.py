@@ -14,7 +14,7 @@ from optuna.trial import Trial
 from sparsevit.errors import UserError
 from sparsevit.search.ledger import Accuracy, Ledger
 from sparsevit.search.results import Bounds
-from sparsevit.search.sampler import SparsitySampler
+from sparsevit.search.samplers.base import CandidateSampler
 from sparsevit.search.score import scored
 from sparsevit.sparsity import Sparsity
 
@@ -91,7 +91,7 @@ class Objective:
         meter: gives measured latencies; `None` to go by the predicted ones.
     """
 
-    sampler: SparsitySampler
+    sampler: CandidateSampler
     judge: PaidAccuracy
     metric: str
     images: int | None

@@ -25,7 +25,7 @@ from sparsevit.search.load import assemble
 from sparsevit.search.objective import Objective, PaidAccuracy, PaidLatency
 from sparsevit.search.record import HeldOutRecord, StudyRecord, Wishes, read_record, refuse_other
 from sparsevit.search.results import Bounds, StudyResults
-from sparsevit.search.sampler import SparsitySampler
+from sparsevit.search.samplers import check_sampler, make_sampler
 from sparsevit.search.score import missing, scored
 from sparsevit.search.selection import to_confirm
 from sparsevit.search.storage import GRACE_S, check_folder, check_storage, storage_at
@@ -35,6 +35,7 @@ from sparsevit.search.worker import fail_dead_trials
 if TYPE_CHECKING:
     from sparsevit.latency.model import LatencyModel
     from sparsevit.search.evaluator import Evaluator
+    from sparsevit.search.samplers.base import CandidateSampler
     from sparsevit.search.spec import StudySpec
 
 Finish = Callable[[Study, StudyResults, "Evaluator"], None]
@@ -61,6 +62,7 @@ def search(
     folder, url = spec.folder(out), spec.url(out)
     check_folder(folder)
     check_storage(url)
+    check_sampler(spec.search.sampler)
     supernet = open_supernet(spec)
     with _quiet_optuna(), storage_at(url) as storage:
         ledger = Ledger(storage.engine, supernet.subject)
@@ -120,11 +122,11 @@ def _dense_metrics(spec: StudySpec, supernet: Supernet, ledger: Ledger, judge: P
 
 def _sampler(
     spec: StudySpec, candidates: Candidates, bounds: Bounds, ledger: Ledger, meter: PaidLatency | None
-) -> SparsitySampler:
+) -> CandidateSampler:
     """The study's sampler; with a meter, one that proposes only what is within the bounds as measured."""
-    population, seed = spec.search.population, spec.search.seed
+    name, population, seed = spec.search.sampler, spec.search.population, spec.search.seed
     if meter is None:
-        return SparsitySampler(candidates, population=population, seed=seed)
+        return make_sampler(name, candidates, population=population, seed=seed)
 
     def accept(row: int) -> bool:
         return bounds.contains(meter(candidates.sparsity(row)).median_ms)
@@ -132,9 +134,8 @@ def _sampler(
     measured = ledger.all_latencies()
     outside = [sparsity for sparsity, found in measured.items() if not bounds.contains(found.median_ms)]
     refused = [candidates.row(one) for one in outside if one in candidates.space]
-    return SparsitySampler(
-        candidates, population=population, seed=seed, accept=accept, refused=[row for row in refused if row >= 0]
-    )
+    known = [row for row in refused if row >= 0]
+    return make_sampler(name, candidates, population=population, seed=seed, accept=accept, refused=known)
 
 
 def _record(

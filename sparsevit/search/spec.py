@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,7 @@ from sparsevit.errors import UserError
 from sparsevit.latency.target import Target
 from sparsevit.search.bounds import Limit, parse_limit
 from sparsevit.search.restriction import LAYER, Restriction
+from sparsevit.search.samplers import SamplerName
 from sparsevit.search.score import joined
 from sparsevit.search.spec_errors import validation_error
 from sparsevit.search.study_file import Settings, read_settings
@@ -198,11 +199,11 @@ class AccuracySpec(_Table):
 class SearchSpec(_Table):
     """`[search]`: how long and how."""
 
-    sampler: Literal["nsga2"] = "nsga2"
+    sampler: SamplerName = "surrogate"
     trials: Count = 100
     """Finished trials in total, those of earlier runs included."""
     population: Annotated[int, Field(strict=True, ge=2)] = 20
-    """Trials of a generation. Small ones find more when trials are few."""
+    """Trials of a generation of `nsga2`, or spread over the feasible band before `surrogate` asks its model."""
     confirm: Count = 12
     """At most so many configurations of the front are measured and evaluated again in the end."""
     seed: Annotated[int, Field(strict=True, ge=0)] = 0

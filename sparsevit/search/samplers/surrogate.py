@@ -1,0 +1,92 @@
+"""Evaluates what a model of accuracy, fitted on the trials so far, expects to add the most to the front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.trial import TrialState
+
+from sparsevit.search.candidates import Candidates
+from sparsevit.search.samplers.accuracy_model import AccuracyModel
+from sparsevit.search.samplers.base import CandidateSampler, Draw, Moment, losses_of
+from sparsevit.search.samplers.improvement import expected_gain, front_of
+from sparsevit.search.variation import mutate
+
+POOL = 1 << 14
+"""Free candidates that are ranked for a trial: all, or so many random ones besides the front's mutations."""
+
+MUTATIONS = 1 << 10
+
+SHORTLIST = 512
+"""Of the pool, those expected farthest above the front; how uncertain they are is asked for these alone."""
+
+BEYOND = 0.25
+"""How far beyond the slowest candidate hypervolumes reach, as a share of the feasible band: the ends count too."""
+
+
+class SurrogateSampler(CandidateSampler):
+    """A first population spread over the feasible band, then the candidate with the highest expected gain in
+    hypervolume each time. Nothing is drawn that could be infeasible or a repetition.
+
+    The first objective counts as accuracy; latencies are the candidates' own. Trials that other workers are at count
+    as if they had come out as expected, so that workers do not all try the same.
+    """
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        *,
+        population: int,
+        seed: int,
+        accept: Callable[[int], bool] | None = None,
+        refused: Iterable[int] = (),
+    ) -> None:
+        """`population` is the number of first trials; the rest is as for every `CandidateSampler`."""
+        super().__init__(candidates, seed=seed, accept=accept, refused=refused)
+        self._population = population
+        self._ratios = np.array([float(value) for value in candidates.space.grid])
+
+    def propose(self, moment: Moment) -> tuple[int, Draw]:
+        ours = [one for one in moment.before if self.row_of(one) >= 0]
+        done = [one for one in ours if one.state == TrialState.COMPLETE]
+        if moment.index < self._population or len(done) < 2:
+            return self.spread(moment.index, self._population, moment.free, moment.rng), Draw()
+        rows = np.array([self.row_of(one) for one in done])
+        accuracies = -losses_of(moment.study, done)[:, 0]
+        model = AccuracyModel.fit(self._ratios, self.candidates.levels_of(rows), accuracies)
+        pending = np.array([self.row_of(one) for one in ours if one.state != TrialState.COMPLETE], np.intp)
+        if len(pending):
+            rows = np.concatenate([rows, pending])
+            accuracies = np.concatenate([accuracies, model.mean(self.candidates.levels_of(pending))])
+            model = AccuracyModel.fit(self._ratios, self.candidates.levels_of(rows), accuracies)
+        return self._best(model, rows, accuracies, moment), Draw()
+
+    def _best(
+        self, model: AccuracyModel, rows: NDArray[np.intp], accuracies: NDArray[np.float64], moment: Moment
+    ) -> int:
+        ms = self.candidates.ms
+        front = front_of(ms[rows], accuracies)
+        # Ties in accuracy are of no harm here: their mutations are ranked too.
+        pool = self._pool(rows[np.isin(accuracies, front[1])], moment)
+        reached = np.searchsorted(front[0], ms[pool], side="right") - 1
+        heights = np.where(reached >= 0, front[1][reached], accuracies.min())
+        lift = model.mean(self.candidates.levels_of(pool)) - heights
+        if len(pool) > SHORTLIST:
+            pool = pool[np.argpartition(-lift, SHORTLIST)[:SHORTLIST]]
+        means, deviations = model.predict(self.candidates.levels_of(pool))
+        reference = float(ms[-1] + BEYOND * (ms[-1] - ms[0]) + 1e-9), float(accuracies.min())
+        gains = expected_gain(ms[pool], means, deviations, front, reference)
+        return int(pool[np.argmax(gains)])
+
+    def _pool(self, front: NDArray[np.intp], moment: Moment) -> NDArray[np.intp]:
+        """Free candidates to rank; some may be there twice."""
+        rows = np.flatnonzero(moment.free)
+        if len(rows) <= POOL:
+            return rows
+        drawn = rows[moment.rng.integers(len(rows), size=POOL)]
+        parents = self.candidates.canonical(self.candidates.levels_of(moment.rng.choice(front, MUTATIONS)))
+        near = self.candidates.rows(mutate(parents, self.candidates.choices, moment.rng))
+        near = near[near >= 0]
+        return np.concatenate([drawn, near[moment.free[near]]])

@@ -65,7 +65,7 @@ def _annotate(spec: StudySpec, study: Path, out: Path | None) -> Finish:
 def _print(results: StudyResults, spec: StudySpec, study: Path, out: Path | None) -> None:
     import shlex
 
-    from sparsevit.cli.tables import print_best, print_dense, print_front, print_latency_error, print_surprises
+    from sparsevit.cli.tables import print_best, print_dense, print_differences, print_front, print_latency_error
     from sparsevit.console import console
     from sparsevit.dashboard.optuna_artifacts import ARTIFACTS
     from sparsevit.dashboard.report import write_report
@@ -81,7 +81,7 @@ def _print(results: StudyResults, spec: StudySpec, study: Path, out: Path | None
     print_dense(results)
     print_latency_error(results)
     print_front(results)
-    print_surprises(results)
+    print_differences(results)
     print_best(results)
     place = f" --out {shlex.quote(str(out))}" if out else ""
     lines = [f"\ndatabase         {url}"]

@@ -14,7 +14,7 @@ def status(
 
     Example: sparsevit status studies/digits.toml
     """
-    from sparsevit.cli.tables import print_best, print_dense, print_front, print_latency_error, print_surprises
+    from sparsevit.cli.tables import print_best, print_dense, print_differences, print_front, print_latency_error
     from sparsevit.console import console
     from sparsevit.search.load import load_results
     from sparsevit.search.spec import StudySpec
@@ -28,5 +28,5 @@ def status(
     print_dense(results)
     print_latency_error(results)
     print_front(results)
-    print_surprises(results)
+    print_differences(results)
     print_best(results)

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from sparsevit.console import console
 from sparsevit.dashboard.text import metric_label, ms_text
+from sparsevit.search.confirmation import differences
 from sparsevit.search.results import StudyResults, TrialResult
-from sparsevit.search.selection import surprises
 
 
 def print_dense(results: StudyResults) -> None:
@@ -70,16 +70,10 @@ def print_front(results: StudyResults) -> None:
     console.print(f"accuracy on {'all images' if images is None else f'{images} images'}{rest}")
 
 
-def print_surprises(results: StudyResults) -> None:
-    """Say where measured latencies disagree with predicted ones by more than the latency model's largest error."""
-    error = max((abs(one.predicted_ms / one.measured_ms - 1) for one in results.held_out), default=0.0)
-    wrong = surprises(results.front, error)
-    if wrong:
-        numbers = ", ".join(str(one.number) for one in wrong)
-        console.print(
-            f"note: measured and predicted latency differ by more than the latency model's {error:.1%} in "
-            f"{'trial' if len(wrong) == 1 else 'trials'} {numbers}; the measured one counts"
-        )
+def print_differences(results: StudyResults) -> None:
+    """Say what confirming the front has changed."""
+    for line in differences(results):
+        console.print(f"note: {line}")
 
 
 def print_best(results: StudyResults) -> None:
@@ -89,10 +83,11 @@ def print_best(results: StudyResults) -> None:
     if results.best is None:
         console.print(f"\nbest within {bound}: none" + (", by measured latency" if results.front else ""))
         return
-    console.print(f"\nbest within {bound}: {results.best.sparsity}  ({_figures(results.best)})")
+    console.print(f"\nbest within {bound}: {results.best.sparsity}  ({trial_figures(results.best)})")
 
 
-def _figures(trial: TrialResult) -> str:
+def trial_figures(trial: TrialResult) -> str:
+    """Accuracy and latency of a trial, confirmed where they are, and its number."""
     if trial.confirmed is not None and trial.measured is not None:
         return f"{_metrics(trial.confirmed)}, {trial.measured.median_ms:.4g} ms measured, trial {trial.number}"
     return f"{_metrics(trial.accuracy)}, {trial.predicted_ms:.4g} ms predicted, trial {trial.number}, not confirmed yet"

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsevit.errors import UserError
-from sparsevit.search.results import StudyResults, TrialResult
+from sparsevit.search.results import Bounds, StudyResults, TrialResult
 from sparsevit.search.storage import check_folder
 
 if TYPE_CHECKING:
+    from sparsevit.search.bounds import Limit
     from sparsevit.search.evaluator import Evaluator
     from sparsevit.sparsity import Sparsity
 
@@ -45,11 +46,11 @@ def export_best(evaluator: Evaluator, results: StudyResults, folder: Path) -> Pa
 def choose(results: StudyResults, *, trial: int | None = None, max_ms: float | None = None) -> TrialResult:
     """The trial of that number, else the best known one of at most `max_ms`, else the study's best.
 
+    Under a new bound confirmed trials come first; where none of them is within it, the others, as the search saw them.
+
     Raises:
         UserError: if there is none.
     """
-    from dataclasses import replace
-
     from sparsevit.search.selection import best_within
 
     if trial is not None:
@@ -61,7 +62,7 @@ def choose(results: StudyResults, *, trial: int | None = None, max_ms: float | N
         if results.best is None:
             raise UserError(f"study {results.name!r} has no trial within its bounds yet: search on with more trials")
         return results.best
-    bounds = replace(results.bounds, min_ms=0.0, max_ms=max_ms)
+    bounds = Bounds(0.0, max_ms)
     confirmed = [one for one in results.trials if one.confirmed is not None]
     found = best_within(confirmed, results.metric, bounds) or best_within(
         [one for one in results.trials if one.measured is None], results.metric, bounds
@@ -71,6 +72,23 @@ def choose(results: StudyResults, *, trial: int | None = None, max_ms: float | N
         known = "it has none yet" if fastest is None else f"its fastest takes {fastest:.4g} ms (predicted)"
         raise UserError(f"no trial of study {results.name!r} takes at most {max_ms:.4g} ms: {known}")
     return found
+
+
+def bound_ms(results: StudyResults, limit: Limit) -> float:
+    """A bound in ms: a share is one of the dense latency, the measured one where it is known."""
+    dense = next(one for one in results.references if one.sparsity.is_dense)
+    return limit.ms(dense.measured.median_ms if dense.measured is not None else dense.predicted_ms)
+
+
+def better_unconfirmed(results: StudyResults, chosen: TrialResult, max_ms: float) -> TrialResult | None:
+    """The best trial of at most `max_ms` that was never confirmed, if the search saw it above the confirmed choice."""
+    from sparsevit.search.selection import best_within
+
+    if chosen.confirmed is None:
+        return None
+    others = [one for one in results.trials if one.measured is None]
+    best = best_within(others, results.metric, Bounds(0.0, max_ms))
+    return best if best is not None and best.accuracy[results.metric] > chosen.accuracy[results.metric] else None
 
 
 def provenance_lines(results: StudyResults, sparsity: Sparsity) -> list[str]:

@@ -154,6 +154,38 @@ def test_export_by_trial_sparsity_and_latency(capsys: pytest.CaptureFixture[str]
         assert f"# {name}" in Path("fast.py").read_text()
 
 
+def test_another_budget_is_answered_from_what_is_known(capsys: pytest.CaptureFixture[str], fakes: Any) -> None:
+    run("search", "small.toml")
+    fakes.FakeEvaluator.asked.clear()
+    capsys.readouterr()
+    for budget in ("20", "20 ms", "66.7%"):  # dense takes 30 ms
+        assert run("export", "small.toml", "--max-latency", budget, "-o", "fast.py") == 0
+        out = capsys.readouterr().out
+        assert re.search(r"best known within 20(\.01)? ms: bbox mAP 0\.\d+, mask mAP 0\.\d+, 1\d\.\d+ ms measured", out)
+        assert "more trials would likely help: only " in out
+    assert run("export", "small.toml", "--max-latency", "29", "-o", "fast.py") == 0
+    assert "likely help: the study searched up to 24 ms, nothing between that and 29 ms" in capsys.readouterr().out
+    assert fakes.FakeEvaluator.asked == []
+
+
+def test_without_an_export_the_choice_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("two_methods.py").write_text(
+        "import search_fakes\n"
+        "class Evaluator:\n"
+        "    def __init__(self, inner): self.backbone, self.accuracy = inner.backbone, inner.accuracy\n"
+        "def evaluator(device, dtype): return Evaluator(search_fakes.evaluator(device=device, dtype=dtype))\n"
+    )
+    plain = ("--set", "supernet.evaluator=two_methods:evaluator")
+    run("search", "small.toml", *plain)
+    capsys.readouterr()
+    assert run("export", "small.toml", "--max-latency", "20", *plain) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"(?m)^[\d.,/]+\nnote: two_methods:evaluator has no export, so no config is written$", out)
+    assert "evaluator has no export" in refused(capsys, "export", "small.toml", "-o", "config.py", *plain)
+    assert not Path("config.py").exists()
+    sys.modules.pop("two_methods")
+
+
 def test_mistakes_in_export_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     run("search", "small.toml")
     for words, said in (
@@ -162,6 +194,8 @@ def test_mistakes_in_export_are_one_line(capsys: pytest.CaptureFixture[str]) -> 
         (("--sparsity", "0/0"), "does not fit a backbone with depths"),
         (("--trial", "99"), "no finished trial 99"),
         (("--max-latency", "1"), "no trial of study 'small' takes at most 1 ms"),
+        (("--max-latency", "fast"), "--max-latency fast: give milliseconds as a number, or a share"),
+        (("--max-latency", "0"), "--max-latency 0: a latency limit is above 0"),
         (("--trial", "1", "--max-latency", "9"), "give one of --trial, --sparsity and --max-latency"),
         (("-o", "/proc/x/finetune.py"), "cannot write to /proc"),
     ):

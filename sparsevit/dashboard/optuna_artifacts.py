@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import mimetypes
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import NAMESPACE_URL, uuid5
+
+from sparsevit.dashboard.report import write_bytes
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -38,19 +38,8 @@ def attach(study: Study, number: int, name: str, make: Callable[[], bytes], fold
     known = study._storage.get_study_system_attrs(study._study_id)
     if known.get(key) == json.dumps(None):
         return
-    _write(folder / ARTIFACTS / identity, make())
+    write_bytes(folder / ARTIFACTS / identity, make())
     if key not in known:
         kind, encoding = mimetypes.guess_type(name)
         described = {"artifact_id": identity, "filename": name, "mimetype": kind, "encoding": encoding}
         study._storage.set_study_system_attr(study._study_id, key, json.dumps(described))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

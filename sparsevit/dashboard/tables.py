@@ -1,4 +1,4 @@
-"""The front as a table: values first, then Markdown or CSV of them."""
+"""The front as a table: values first, then Markdown, CSV or Parquet of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparsevit.dashboard.text import accuracy_text, figure_of, measured_text, metric_label, ms_text, shown_metrics
+from sparsevit.errors import MissingExtraError
 from sparsevit.search.results import Measured, Reference, StudyResults, TrialResult
 from sparsevit.sparsity import Sparsity
 
@@ -91,26 +92,55 @@ def to_markdown(results: StudyResults) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_csv(results: StudyResults) -> str:
-    """The front as CSV with every metric and unrounded figures, a column each; what is not known is empty."""
+def records(results: StudyResults) -> dict[str, list[str | int | float | bool | None]]:
+    """The front by column, fastest first: every metric and unrounded figures; what is not known is None."""
     metrics = [results.metric, *(metric for metric in results.metrics if metric != results.metric)]
+    trials = sorted(results.front, key=lambda one: one.predicted_ms)
+    rows = [trial_row(trial) for trial in trials]
+    timings = [row.measured for row in rows]
+    return {
+        "trial": [trial.number for trial in trials],
+        "configuration": [str(row.sparsity) for row in rows],
+        **{metric: [row.accuracy.get(metric) for row in rows] for metric in metrics},
+        "confirmed": [row.confirmed for row in rows],
+        "predicted_ms": [row.predicted_ms for row in rows],
+        "measured_ms": [one.median_ms if one else None for one in timings],
+        "measured_low_ms": [one.low_ms if one else None for one in timings],
+        "measured_high_ms": [one.high_ms if one else None for one in timings],
+    }
+
+
+def to_csv(results: StudyResults) -> str:
+    """`records` as CSV; what is not known is empty."""
+    found = records(results)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    latencies = ["predicted_ms", "measured_ms", "measured_low_ms", "measured_high_ms"]
-    writer.writerow(["trial", "configuration", *metrics, "confirmed", *latencies])
-    for trial in sorted(results.front, key=lambda one: one.predicted_ms):
-        row, measured = trial_row(trial), trial.measured
+    writer.writerow(found)
+    for row in zip(*found.values(), strict=True):
         writer.writerow(
-            [
-                trial.number,
-                row.sparsity,
-                *(row.accuracy.get(metric, "") for metric in metrics),
-                str(row.confirmed).lower(),
-                row.predicted_ms,
-                *((measured.median_ms, measured.low_ms, measured.high_ms) if measured else ("", "", "")),
-            ]
+            "" if value is None else str(value).lower() if value is True or value is False else value for value in row
         )
     return text.getvalue()
+
+
+def to_parquet(results: StudyResults) -> bytes:
+    """`records` as a Parquet file, with study, target and metric in its metadata.
+
+    Raises:
+        MissingExtraError: if pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise MissingExtraError("a Parquet file", "parquet") from None
+    kinds = {"trial": pa.int64(), "configuration": pa.string(), "confirmed": pa.bool_()}
+    about = {"study": results.name, "target": results.target, "metric": results.metric}
+    found = records(results)
+    schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in found], metadata=about)
+    stream = io.BytesIO()
+    parquet.write_table(pa.table(found, schema=schema), stream)
+    return stream.getvalue()
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -91,6 +91,12 @@ def test_a_table_goes_to_a_file(study: Path, capsys: pytest.CaptureFixture[str])
     assert "| 0.2/0.2/0.2,0.2,0.2/0.2 | 0.700 | 0.600 | 28.00 | 28.50 [28.00, 29.00] |" in Path("front.md").read_text()
 
 
+def test_parquet_goes_to_a_file(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert run(capsys, str(study), "--format", "parquet", "-o", "front.parquet")[:2] == (0, "table: front.parquet\n")
+    assert parquet.read_table("front.parquet").to_pylist()[1]["measured_ms"] == 28.5
+
+
 def test_a_page_of_ones_own(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.toml").write_text('title = "Mine"\n[[section]]\nheading = "H"\nfigures = ["progress"]\n')
     assert run(capsys, str(study), "--page", "mine.toml", "-o", "mine.html")[0] == 0
@@ -104,7 +110,8 @@ def test_a_page_of_ones_own(study: Path, capsys: pytest.CaptureFixture[str]) -> 
     [
         (["nothing.toml"], "no study file"),
         (["tiny.toml", "--out", "elsewhere"], "no database"),
-        (["tiny.toml", "--format", "pdf"], "'html', 'md', 'csv'"),
+        (["tiny.toml", "--format", "pdf"], "'html', 'md', 'csv', 'parquet'"),
+        (["tiny.toml", "--format", "parquet"], "name its file with -o"),
         (["tiny.toml", "--format", "csv", "--page", "mine.toml"], "--page is for --format html"),
         (["tiny.toml", "--page", "nowhere.toml"], "cannot read the page nowhere.toml"),
         (["tiny.toml", "-o", "tiny.toml/report.html"], "cannot write"),

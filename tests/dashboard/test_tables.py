@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 
-from sparsevit.dashboard.tables import columns, dense_row, front_rows, to_csv, to_markdown
+from sparsevit.dashboard.tables import columns, dense_row, front_rows, records, to_csv, to_markdown, to_parquet
 from sparsevit.dashboard.text import metric_label, ms_text, ratio_text
+from sparsevit.errors import MissingExtraError
 from sparsevit.search.results import StudyResults
 from sparsevit.sparsity import Sparsity
 
@@ -102,3 +104,27 @@ def test_metric_labels(metric: str, label: str) -> None:
 def test_numbers_are_short() -> None:
     assert [ratio_text(Decimal(text)) for text in ("0", "0.3", "0.25")] == ["0", ".3", ".25"]
     assert [ms_text(value) for value in (4.712, 47.13, 471.26)] == ["4.71", "47.13", "471.3"]
+
+
+class TestParquet:
+    def test_it_holds_what_csv_holds_with_types(self, finished: StudyResults) -> None:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        results = unconfirmed(finished)
+        table = parquet.read_table(io.BytesIO(to_parquet(results)))
+        assert table.to_pydict() == records(results)
+        assert table.column_names == next(csv.reader(io.StringIO(to_csv(results))))
+        kinds = {name: str(table.schema.field(name).type) for name in table.column_names}
+        assert (kinds["trial"], kinds["configuration"], kinds["confirmed"]) == ("int64", "string", "bool")
+        assert {kinds[name] for name in ("bbox_mAP", "segm_mAP", "predicted_ms", "measured_ms")} == {"double"}
+        assert table.schema.metadata[b"study"] == b"digits"
+
+    def test_an_empty_front_keeps_its_columns(self, empty: StudyResults) -> None:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        table = parquet.read_table(io.BytesIO(to_parquet(empty)))
+        assert table.num_rows == 0
+        assert table.column_names == list(records(empty))
+
+    def test_without_pyarrow_the_extra_is_named(self, finished: StudyResults, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+        with pytest.raises(MissingExtraError, match=r"sparsevit\[parquet\]"):
+            to_parquet(finished)

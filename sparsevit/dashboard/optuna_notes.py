@@ -34,6 +34,9 @@ PLOTS = ("front", "ratios_along_front", "predicted_vs_measured", "layer_sensitiv
 DRAWN = 300
 """Trials in a plot, besides those that matter: optuna-dashboard sends every plot with every poll."""
 
+CARD = 430
+"""Pixels in height that optuna-dashboard has for a plot."""
+
 CONFIG = "finetune.py"
 _OURS = "sparsevit:notes"
 """System attribute of a study: digests of the notes as they were written here."""
@@ -115,8 +118,11 @@ def plots(results: StudyResults) -> Iterator[tuple[str, go.Figure]]:
     for name in PLOTS:
         kind = FIGURES[name]
         drawn = kind.draw(few if name == "front" else results)
-        below = drawn.layout.title.text
-        note(drawn, f"<b>{kind.title}</b><br>{below}" if below else f"<b>{kind.title}</b>")
+        said = drawn.layout.title.text
+        note(drawn, f"<b>{kind.title}</b>" + (f" · {said}" if said else ""))
+        # The page always shows these buttons, and they would lie over the title.
+        spared = ["toImage", "zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale", "resetScale"]
+        drawn.update_layout(height=min(drawn.layout.height, CARD), modebar_remove=spared)
         yield name, drawn
 
 

@@ -11,7 +11,9 @@ from sparsevit.search.results import StudyResults, TrialResult
 def study_note(results: StudyResults, typed: str) -> str:
     """What was found, in a few figures and the table of the front; `typed` is the study file as a shell takes it."""
     facts = [f"- **{plain(fact.value)}** {plain(fact.name)}: {plain(fact.remark)}" for fact in summary(results)]
-    return "\n".join([to_markdown(results), *facts, "", _command("report", typed), _command("export", typed), ""])
+    return "\n".join(
+        [to_markdown(results), *facts, "", "From here:", "", _command("report", typed), _command("export", typed), ""]
+    )
 
 
 def trial_note(results: StudyResults, trial: TrialResult, typed: str) -> str:
@@ -39,7 +41,16 @@ def trial_note(results: StudyResults, trial: TrialResult, typed: str) -> str:
     lines += [f"{latency} ({plain(results.target)})", *_speed_up(results, trial)]
     if trial.confirmed is None:
         lines.append("- not confirmed: nothing of it was measured yet")
-    return "\n".join([*lines, "", _command("export", typed, f" --trial {trial.number}"), ""])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "As a config to finetune, below or by",
+            "",
+            _command("export", typed, f" --trial {trial.number}"),
+            "",
+        ]
+    )
 
 
 def _speed_up(results: StudyResults, trial: TrialResult) -> list[str]:

@@ -15,6 +15,7 @@ from sparsevit.cli import data, latency
 from sparsevit.cli.adapt import adapt
 from sparsevit.cli.check import check
 from sparsevit.cli.convert import convert
+from sparsevit.cli.dashboard import dashboard
 from sparsevit.cli.deploy import deploy
 from sparsevit.cli.evaluate import evaluate
 from sparsevit.cli.export import export
@@ -54,6 +55,7 @@ def options(
 app.command()(check)
 app.command()(search)
 app.command()(status)
+app.command()(dashboard)
 app.command()(report)
 app.command()(export)
 app.command()(finetune)

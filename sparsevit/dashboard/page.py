@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,13 +18,16 @@ def _known(name: str) -> str:
     return name
 
 
+FigureName = Annotated[str, AfterValidator(_known)]
+
+
 class Section(BaseModel):
     """Figures under one heading."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     heading: str
-    figures: tuple[Annotated[str, AfterValidator(_known)], ...]
+    figures: tuple[FigureName, ...]
 
 
 class Page(BaseModel):
@@ -36,7 +39,7 @@ class Page(BaseModel):
     sections: tuple[Section, ...] = Field(alias="section", min_length=1)
 
     @classmethod
-    def load(cls, path: Path) -> Page:
+    def load(cls, path: Path) -> Self:
         """Read a page from a TOML file.
 
         Raises:

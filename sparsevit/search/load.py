@@ -11,11 +11,12 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from sparsevit.errors import UserError
+from sparsevit.latency.model import LatencyModel
 from sparsevit.latency.results import Measured, Timing
-from sparsevit.search.ledger import Ledger
+from sparsevit.search.ledger import Ledger, space_key
 from sparsevit.search.objective import OUTCOME
 from sparsevit.search.record import StudyRecord, read_record, read_wishes
-from sparsevit.search.results import Reference, StudyResults, TrialResult
+from sparsevit.search.results import Reference, Running, StudyResults, Taken, TrialResult
 from sparsevit.search.score import scored
 from sparsevit.search.selection import best_within, pareto_front
 from sparsevit.search.spec import StudySpec
@@ -58,6 +59,7 @@ def assemble(study: Study, record: StudyRecord, storage: RDBStorage) -> StudyRes
     complete = [one for one in finished if one.state == TrialState.COMPLETE and OUTCOME in one.user_attrs]
     trials = _trials(complete, record, ledger, confirm_images)
     front = pareto_front(trials, record.metric)
+    model = _latency_model(record, ledger)
     return StudyResults(
         name=study.study_name,
         target=record.target,
@@ -69,8 +71,14 @@ def assemble(study: Study, record: StudyRecord, storage: RDBStorage) -> StudyRes
         layer_names=record.space.layer_names,
         front=front,
         best=best_within(trials, record.metric, record.bounds),
-        references=[_dense(record, ledger, confirm_images)],
+        references=[_dense(record, ledger, confirm_images), *_uniform(record, ledger, confirm_images, model)],
         held_out=record.checks,
+        running=[
+            Running(one.number, one.datetime_start, one.user_attrs.get(WORKER, ""))
+            for one in finished
+            if one.state == TrialState.RUNNING
+        ],
+        timings=_timings(ledger, model),
         failed=sum(one.state == TrialState.FAIL for one in finished),
         infeasible_avoided=sum(int(one.user_attrs[OUTCOME]["infeasible"]) for one in complete),
         duplicates_avoided=sum(int(one.user_attrs[OUTCOME]["duplicate"]) for one in complete),
@@ -104,6 +112,8 @@ def _trials(
                 confirmed=scored(accuracy.metrics, record.metric) if accuracy and timing else None,
                 measured=_measured(timing),
                 searched_ms=one.values[1] if record.measured else None,
+                infeasible=int(one.user_attrs[OUTCOME]["infeasible"]),
+                duplicates=int(one.user_attrs[OUTCOME]["duplicate"]),
             )
         )
     return results
@@ -119,6 +129,49 @@ def _dense(record: StudyRecord, ledger: Ledger, confirm_images: int | None) -> R
         accuracy=scored(accuracy.metrics, record.metric) if accuracy else None,
         measured=_measured(ledger.latencies([dense])[0]),
     )
+
+
+def _uniform(
+    record: StudyRecord, ledger: Ledger, confirm_images: int | None, model: LatencyModel | None
+) -> list[Reference]:
+    """Uniform ratios that happen to be known as a reference must be: judged on all images that count, and timed."""
+    if model is None:
+        return []
+    known = [(value, record.space.uniform(value)) for value in record.space.grid if value]
+    sparsities = [sparsity for _, sparsity in known]
+    figures = zip(known, ledger.accuracies(sparsities, confirm_images), ledger.latencies(sparsities), strict=True)
+    return [
+        Reference(
+            f"uniform {value:.0%}",
+            sparsity,
+            model.predict(sparsity),
+            scored(accuracy.metrics, record.metric),
+            _measured(timing),
+        )
+        for (value, sparsity), accuracy, timing in figures
+        if accuracy and timing
+    ]
+
+
+def _latency_model(record: StudyRecord, ledger: Ledger) -> LatencyModel | None:
+    """The latency model of the study's target, if this version reads it."""
+    text = ledger.latency_model(space_key(record.space))
+    try:
+        return None if text is None else LatencyModel.from_json(text)
+    except UserError:
+        return None
+
+
+def _timings(ledger: Ledger, model: LatencyModel | None) -> list[Taken]:
+    """All that was measured on the target, the latency model's own cells first."""
+    if model is None:
+        return []
+    cells = [Taken(one.sparsity, one.timing, model.predict(one.sparsity), fitted=True) for one in model.cells]
+    fitted = {one.sparsity for one in model.cells}
+    return cells + [
+        Taken(sparsity, timing, model.predict(sparsity), sparsity in fitted, at)
+        for sparsity, timing, at in ledger.latency_history()
+    ]
 
 
 def _measured(timing: Timing | None) -> Measured | None:

@@ -9,7 +9,7 @@ from datetime import datetime
 from sparsevit.latency.results import HeldOut, Measured
 from sparsevit.sparsity import Sparsity
 
-__all__ = ["Bounds", "HeldOut", "Measured", "Reference", "StudyResults", "TrialResult"]
+__all__ = ["Bounds", "HeldOut", "Measured", "Reference", "Running", "StudyResults", "Taken", "TrialResult"]
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,36 @@ class TrialResult:
     measured: Measured | None = None
     searched_ms: float | None = None
     """Measured latency that the search went by, where it measured each candidate; `None` where it went by the model."""
+    infeasible: int = 0
+    """Children outside the bounds that were drawn, and not evaluated, before this one."""
+    duplicates: int = 0
+    """Children that were known already, and not evaluated again, before this one."""
 
     @property
     def judged_ms(self) -> float:
         """The latency that the search went by, measured or else predicted."""
         return self.predicted_ms if self.searched_ms is None else self.searched_ms
+
+
+@dataclass(frozen=True)
+class Running:
+    """A trial that a worker is at."""
+
+    number: int
+    started: datetime | None
+    worker: str
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A latency of the study's target as it was measured at some time (UTC), beside what the model says of it today."""
+
+    sparsity: Sparsity
+    measured: Measured
+    predicted_ms: float
+    fitted: bool
+    """Whether the latency model was fitted to this very configuration."""
+    at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +102,8 @@ class StudyResults:
     best: TrialResult | None = None
     references: Sequence[Reference] = ()
     held_out: Sequence[HeldOut] = ()
+    running: Sequence[Running] = ()
+    timings: Sequence[Taken] = ()
     failed: int = 0
     infeasible_avoided: int = 0
     duplicates_avoided: int = 0

@@ -8,21 +8,30 @@ from types import MappingProxyType
 
 import plotly.graph_objects as go
 
+from sparsevit.dashboard.figures.errors import drift, latency_errors
 from sparsevit.dashboard.figures.front import front
+from sparsevit.dashboard.figures.importance import importance
 from sparsevit.dashboard.figures.latency import predicted_vs_measured
 from sparsevit.dashboard.figures.layers import layer_sensitivity
 from sparsevit.dashboard.figures.progress import progress
 from sparsevit.dashboard.figures.ratios import ratios_along_front
+from sparsevit.dashboard.figures.searching import avoided, time_per_trial, timeline
 from sparsevit.search.results import StudyResults
 
 __all__ = [
     "FIGURES",
     "FigureKind",
+    "avoided",
+    "drift",
     "front",
+    "importance",
+    "latency_errors",
     "layer_sensitivity",
     "predicted_vs_measured",
     "progress",
     "ratios_along_front",
+    "time_per_trial",
+    "timeline",
 ]
 
 
@@ -67,6 +76,40 @@ FIGURES: Mapping[str, FigureKind] = MappingProxyType(
             "A least-squares plane through all trials: layers with a short bar to the left and a long one to the right "
             "are worth pruning first.",
             layer_sensitivity,
+        ),
+        "importance": FigureKind(
+            "Importance of each layer",
+            "How much of the difference between trials each layer's ratio explains: layers with a long bar for "
+            "accuracy and a short one for latency are to be touched last.",
+            importance,
+        ),
+        "latency_errors": FigureKind(
+            "Errors of the latency model",
+            "Above the dashed line the model says more than was measured; it was fitted to its cells, so that only the "
+            "other points tell how well it predicts; the band is 2 % wide to each side.",
+            latency_errors,
+        ),
+        "drift": FigureKind(
+            "Drift of the device",
+            "Each measured latency against the model's word on its configuration, in the order of time: points that "
+            "climb or fall together say that the machine changed and not the configuration.",
+            drift,
+        ),
+        "avoided": FigureKind(
+            "Evaluations that were spared",
+            "Configurations that the sampler drew and passed over, as they miss the bounds or keep windows that were "
+            "tried before; each would have cost a trial.",
+            avoided,
+        ),
+        "time_per_trial": FigureKind(
+            "Time per trial",
+            "Seconds that the evaluation of each trial took; one that is known from an earlier study costs nothing.",
+            time_per_trial,
+        ),
+        "timeline": FigureKind(
+            "Timeline by worker",
+            "A bar for each trial's evaluation, a row for each worker.",
+            timeline,
         ),
     }
 )

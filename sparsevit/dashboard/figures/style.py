@@ -78,10 +78,19 @@ def hover_rows(
     return [
         [
             escape(name), str(sparsity),
-            *(float(value) for value in sparsity.flat), *(metrics.get(metric) for metric in others),
+            *(float(value) for value in sparsity.flat), *(metrics.get(metric) for metric in others), bars(sparsity),
         ]
         for name, sparsity, metrics in points
     ]  # fmt: skip
+
+
+def bars(sparsity: Sparsity) -> str:
+    """A configuration as a small bar picture in one word: a bar per layer, the higher the more it skips."""
+    heights = "▁▂▃▄▅▆▇█"
+    top = len(heights) - 1
+    return " ".join(
+        "".join(heights[min(top, round(float(value) * (top + 1.5)))] for value in stage) for stage in sparsity.stages
+    )
 
 
 def hover_template(results: StudyResults, *, latency: str, images: int | None) -> str:
@@ -98,6 +107,7 @@ def hover_template(results: StudyResults, *, latency: str, images: int | None) -
             for i, metric in enumerate(others, 2 + len(layers))
         ),
         f"{latency} %{{x:.2f}} ms",
+        f'<span style="font-size:22px">%{{customdata[{2 + len(layers) + len(others)}]}}</span>',
     ]
     return "<br>".join(lines) + "<extra></extra>"
 

@@ -21,6 +21,10 @@ def evaluate(
         ),
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Judge on the first so many; all by default.")] = None,
+    masks: Annotated[bool, typer.Option(help="Judge masks too, if the model has any.")] = True,
+    precision: Annotated[
+        str, typer.Option(help="On a GPU: float32, bfloat16 or float16; auto is bfloat16. A CPU takes float32.")
+    ] = "auto",
     cfg_options: CfgOptions = None,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -41,7 +45,9 @@ def evaluate(
 
     settings = load_config(config, options_of(cfg_options))
     with messages_on_stderr() if as_json else nullcontext():
-        figures = judge_all(settings, checkpoint, sparsity, device=device, images=images)
+        figures = judge_all(
+            settings, checkpoint, sparsity, device=device, images=images, precision=precision, masks=masks
+        )
     if as_json:
         typer.echo(json.dumps([{"sparsity": str(one), **metrics} for one, metrics in figures], indent=1))
         return

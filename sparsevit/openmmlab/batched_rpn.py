@@ -33,7 +33,7 @@ class BatchedRPNHead(RPNHead):  # type: ignore[misc]  # mmdet is untyped
         gt_bboxes_ignore: Any = None,
     ) -> dict[str, Tensor]:
         """Objectness and box losses; see mmdet's `RPNHead.loss`."""
-        anchors = torch.cat(self._anchors(cls_scores))
+        anchors = torch.cat(_anchors(self, cls_scores))
         scores = torch.cat([_flat(level, 1) for level in cls_scores], dim=1).squeeze(-1).float()
         deltas = torch.cat([_flat(level, 4) for level in bbox_preds], dim=1).float()
         truth, real = pad_boxes(gt_bboxes)
@@ -64,35 +64,6 @@ class BatchedRPNHead(RPNHead):  # type: ignore[misc]  # mmdet is untyped
         )
         return {"loss_rpn_cls": loss_cls, "loss_rpn_bbox": loss_bbox}
 
-    @torch.no_grad()
-    def proposals(
-        self, cls_scores: list[Tensor], bbox_preds: list[Tensor], sizes: list[tuple[int, int]], cfg: Any
-    ) -> Proposals:
-        """Proposals of each image, best first.
-
-        Args:
-            sizes: height and width of each image without its padding, in pixels; proposals are clipped to them.
-        """
-        levels = list(zip(self._anchors(cls_scores), cls_scores, bbox_preds, strict=True))
-        most = max(min(cfg.nms_pre, len(anchors)) for anchors, _, _ in levels)
-        boxes, scores = [], []
-        for anchors, score, delta in levels:
-            flat = _flat(score.detach(), 1).squeeze(-1).float().sigmoid()
-            top, index = flat.topk(min(cfg.nms_pre, flat.shape[1]), dim=1)
-            chosen = _flat(delta.detach(), 4).float().gather(1, _four(index))
-            # One level of one image is a group, and all groups are padded to the same number of boxes.
-            boxes.append(F.pad(self._decode(anchors[index], chosen, sizes), (0, 0, 0, most - index.shape[1])))
-            scores.append(F.pad(top, (0, most - index.shape[1]), value=-1.0))
-        all_boxes, all_scores = torch.stack(boxes, 1), torch.stack(scores, 1)
-        present = all_scores >= 0
-        if cfg.get("min_bbox_size", -1) >= 0:
-            present &= ((all_boxes[..., 2:] - all_boxes[..., :2]) > cfg.min_bbox_size).all(dim=-1)
-            all_boxes = torch.where(present[..., None], all_boxes, 0.0)  # without area: suppresses nothing
-        present &= grouped_nms(all_boxes.flatten(0, 1), cfg.nms.iou_threshold).view_as(present)
-        ranked = torch.where(present, all_scores, -1.0).flatten(1)
-        top, index = ranked.topk(min(cfg.max_per_img, ranked.shape[1]), dim=1)
-        return Proposals(all_boxes.flatten(1, 2).gather(1, _four(index)), top, top >= 0)
-
     def forward_train(
         self,
         x: list[Tensor],
@@ -108,14 +79,8 @@ class BatchedRPNHead(RPNHead):  # type: ignore[misc]  # mmdet is untyped
         losses = self.loss(scores, deltas, gt_bboxes, img_metas)
         if proposal_cfg is None:
             return losses
-        return losses, self.proposals(
-            scores, deltas, [tuple(meta["img_shape"][:2]) for meta in img_metas], proposal_cfg
-        )
-
-    def _anchors(self, levels: list[Tensor]) -> list[Tensor]:
-        sizes = [level.shape[-2:] for level in levels]
-        anchors: list[Tensor] = self.prior_generator.grid_priors(sizes, device=levels[0].device)
-        return anchors
+        sizes = [tuple(meta["img_shape"][:2]) for meta in img_metas]
+        return losses, propose(self, scores, deltas, sizes, proposal_cfg)
 
     def _inside(self, levels: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor | None:
         """Which anchors have their centre on the image rather than on what fills the batch up, `(B, A)`; None: all."""
@@ -133,15 +98,53 @@ class BatchedRPNHead(RPNHead):  # type: ignore[misc]  # mmdet is untyped
         inside = torch.cat(flags, dim=1)
         return None if bool(inside.all()) else inside.to(levels[0].device, non_blocking=True)
 
-    def _decode(self, anchors: Tensor, deltas: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-        """Boxes `(B, n, 4)`, clipped to the images."""
-        same = sizes[0] if len(set(sizes)) == 1 else None
-        flat = self.bbox_coder.decode(anchors.view(-1, 4), deltas.view(-1, 4), max_shape=same)
-        boxes: Tensor = flat.view(anchors.shape)
-        if same is None:
-            limits = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype, device=boxes.device)
-            boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
-        return boxes
+
+@torch.no_grad()
+def propose(
+    head: Any, cls_scores: list[Tensor], bbox_preds: list[Tensor], sizes: list[tuple[int, int]], cfg: Any
+) -> Proposals:
+    """Proposals of each image, best first, as mmdet's `RPNHead` makes them image by image.
+
+    Args:
+        head: an `RPNHead` of anchors.
+        sizes: height and width of each image without its padding, in pixels; proposals are clipped to them.
+    """
+    levels = list(zip(_anchors(head, cls_scores), cls_scores, bbox_preds, strict=True))
+    most = max(min(cfg.nms_pre, len(anchors)) for anchors, _, _ in levels)
+    boxes, scores = [], []
+    for anchors, score, delta in levels:
+        flat = _flat(score.detach(), 1).squeeze(-1).float().sigmoid()
+        top, index = flat.topk(min(cfg.nms_pre, flat.shape[1]), dim=1)
+        chosen = _flat(delta.detach(), 4).float().gather(1, _four(index))
+        # One level of one image is a group, and all groups are padded to the same number of boxes.
+        boxes.append(F.pad(_decode(head.bbox_coder, anchors[index], chosen, sizes), (0, 0, 0, most - index.shape[1])))
+        scores.append(F.pad(top, (0, most - index.shape[1]), value=-1.0))
+    all_boxes, all_scores = torch.stack(boxes, 1), torch.stack(scores, 1)
+    present = all_scores >= 0
+    if cfg.get("min_bbox_size", -1) >= 0:
+        present &= ((all_boxes[..., 2:] - all_boxes[..., :2]) > cfg.min_bbox_size).all(dim=-1)
+        all_boxes = torch.where(present[..., None], all_boxes, 0.0)  # without area: suppresses nothing
+    present &= grouped_nms(all_boxes.flatten(0, 1), cfg.nms.iou_threshold).view_as(present)
+    ranked = torch.where(present, all_scores, -1.0).flatten(1)
+    top, index = ranked.topk(min(cfg.max_per_img, ranked.shape[1]), dim=1)
+    return Proposals(all_boxes.flatten(1, 2).gather(1, _four(index)), top, top >= 0)
+
+
+def _anchors(head: Any, levels: list[Tensor]) -> list[Tensor]:
+    sizes = [level.shape[-2:] for level in levels]
+    anchors: list[Tensor] = head.prior_generator.grid_priors(sizes, device=levels[0].device)
+    return anchors
+
+
+def _decode(coder: Any, anchors: Tensor, deltas: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+    """Boxes `(B, n, 4)`, clipped to the images."""
+    same = sizes[0] if len(set(sizes)) == 1 else None
+    flat = coder.decode(anchors.view(-1, 4), deltas.view(-1, 4), max_shape=same)
+    boxes: Tensor = flat.view(anchors.shape)
+    if same is None:
+        limits = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype, device=boxes.device)
+        boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
+    return boxes
 
 
 def _flat(level: Tensor, width: int) -> Tensor:

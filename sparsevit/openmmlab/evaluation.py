@@ -1,4 +1,4 @@
-"""COCO metrics of a detector: images decoded once, run in batches, judged in memory.
+"""COCO metrics of a detector: images decoded once and kept on its device, run in batches, judged in memory.
 
 Figures are those of pycocotools, computed by faster-coco-eval.
 """
@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sparsevit.console import Step
 from sparsevit.errors import UserError
 from sparsevit.openmmlab.datasets import test_dataset
 
-CACHE_BYTES = 2 << 30  # decoded images kept in memory; beyond it they are decoded again each time
+CACHE_BYTES = 2 << 30  # decoded images kept in the host's memory; beyond it they are decoded again each time
 _STATS = {"mAP": 0, "mAP_50": 1, "mAP_75": 2, "mAP_s": 3, "mAP_m": 4, "mAP_l": 5}
 
 
@@ -30,6 +31,8 @@ class DetectorEvaluation:
         self.batch = batch
         self._cache: dict[int, tuple[Tensor, dict[str, Any]]] = {}
         self._cached_bytes = 0
+        self._device = torch.device("cpu")
+        self._truth: Any = None
 
     @classmethod
     def of_dataset(cls, config: Mapping[str, Any], *, batch: int = 1) -> DetectorEvaluation:
@@ -43,50 +46,92 @@ class DetectorEvaluation:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def metrics(self, model: nn.Module, *, images: int | None = None, step: Step | None = None) -> dict[str, float]:
+    def metrics(
+        self,
+        model: nn.Module,
+        *,
+        images: int | None = None,
+        step: Step | None = None,
+        backbone: nn.Module | None = None,
+        masks: bool = True,
+    ) -> dict[str, float]:
         """`bbox_mAP`, `bbox_mAP_50`, … and, if the model has masks, `segm_mAP`, …; fractions.
 
         A figure is 0 where there is nothing to find, such as for `bbox_mAP_s` without a small object.
         The model is judged on the first `images` images under the sparsity it has, in eval mode, on its own device.
+
+        Args:
+            backbone: runs in the place of the model's own, as an accelerated copy of it does.
+            masks: whether masks are computed and judged, if the model has any.
         """
         count = len(self) if images is None else min(images, len(self))
         model.eval()
-        device = next(model.parameters()).device
-        results: list[Any] = []
+        self._device = next(model.parameters()).device
+        results: list[Any] = [None] * count
         with torch.inference_mode():
-            for batch, metas in self._batches(count):
-                found = model(return_loss=False, rescale=True, img=[batch.to(device)], img_metas=[metas])
-                results.extend(found)
+            for indices, found in self._results(model, backbone, count, masks):
+                for index, result in zip(indices, found, strict=True):
+                    results[index] = result
                 if step:
-                    step(len(metas))
+                    step(len(indices))
         return self._judge(results)
 
-    def _batches(self, count: int) -> Iterator[tuple[Tensor, list[dict[str, Any]]]]:
-        """Consecutive images of one shape, at most `batch` at a time."""
-        images: list[Tensor] = []
-        metas: list[dict[str, Any]] = []
-        for index in range(count):
-            image, meta = self._image(index)
-            if images and (len(images) == self.batch or image.shape != images[0].shape):
-                yield torch.stack(images), metas
-                images, metas = [], []
-            images.append(image)
-            metas.append(meta)
-        yield torch.stack(images), metas
-
-    def _image(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+    def image(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """Image `index` as the detector gets it, shape `(3, H, W)`, and mmdet's meta data of it."""
         if index in self._cache:
             return self._cache[index]
         try:
             sample = self.dataset[index]
         except FileNotFoundError as error:
             raise UserError(f"the data set's image is not there: {error.filename or error}") from error
-        image, meta = _open(sample["img"]), _open(sample["img_metas"])
+        image, meta = _open(sample["img"]).to(self._device), _open(sample["img_metas"])
         size = image.numel() * image.element_size()
-        if self._cached_bytes + size <= CACHE_BYTES:
+        if size <= self._room():
             self._cached_bytes += size
             self._cache[index] = (image, meta)
         return image, meta
+
+    def _room(self) -> int:
+        """Bytes of images that may yet be kept: on a GPU a quarter of the memory that is free."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self._device)[0]) // 4
+        return CACHE_BYTES - self._cached_bytes
+
+    def _batches(self, count: int) -> Iterator[tuple[list[int], Tensor, list[dict[str, Any]]]]:
+        """Images of one shape, at most `batch` at a time, with their indices; each image once."""
+        waiting: dict[tuple[int, ...], list[tuple[int, Tensor, dict[str, Any]]]] = {}
+        for index in range(count):
+            image, meta = self.image(index)
+            alike = waiting.setdefault(tuple(image.shape), [])
+            alike.append((index, image, meta))
+            if len(alike) == self.batch:
+                yield _stacked(waiting.pop(tuple(image.shape)), self._device)
+        for alike in waiting.values():
+            yield _stacked(alike, self._device)
+
+    def _results(
+        self, model: nn.Module, backbone: nn.Module | None, count: int, masks: bool
+    ) -> Iterator[tuple[list[int], list[Any]]]:
+        """mmdet's results of each batch, with the indices of its images."""
+        from sparsevit.openmmlab.batched_test import BatchedTest, fits
+
+        if not fits(model):
+            with _standing_in(model, backbone):
+                for indices, images, metas in self._batches(count):
+                    found = model(return_loss=False, rescale=True, img=[images], img_metas=[metas])
+                    yield indices, found if masks else [_boxes_alone(each) for each in found]
+            return
+        tester = BatchedTest(model)
+        run = backbone or tester.model.backbone
+        before: list[tuple[list[int], Any, HostCopy]] = []  # the batch whose results are made while this one runs
+        for indices, images, metas in self._batches(count):
+            found = tester.detect(run(images), metas)
+            before.append((indices, found, HostCopy(found.packed)))
+            if len(before) > 1:
+                done, made, copied = before.pop(0)
+                yield done, tester.results(made, copied.wait(), masks=masks and tester.masks)
+        for done, made, copied in before:
+            yield done, tester.results(made, copied.wait(), masks=masks and tester.masks)
 
     def _judge(self, results: list[Any]) -> dict[str, float]:
         from faster_coco_eval import COCO, COCOeval_faster
@@ -95,7 +140,9 @@ class DetectorEvaluation:
         detections = _as_coco(results, ids, self.dataset.cat_ids)
         kinds = ("bbox", "segm") if isinstance(results[0], tuple) else ("bbox",)
         with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCO(self.dataset.coco.dataset)
+            if self._truth is None:  # building its index takes longer than judging does
+                self._truth = COCO(self.dataset.coco.dataset)
+            truth = self._truth
             figures: dict[str, float] = {}
             for kind in kinds:
                 unused = "segmentation" if kind == "bbox" else "bbox"
@@ -110,6 +157,50 @@ class DetectorEvaluation:
                     stats = np.zeros(6)
                 figures.update({f"{kind}_{name}": max(0.0, float(stats[place])) for name, place in _STATS.items()})
         return figures
+
+
+class HostCopy:
+    """A tensor on its way to the host, which need not wait for it until it is asked for."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._ready: torch.cuda.Event | None = None
+        if not tensor.is_cuda:
+            self._host = tensor
+            return
+        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._host.copy_(tensor, non_blocking=True)
+        self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._ready.record(torch.cuda.current_stream(tensor.device))
+
+    def wait(self) -> NDArray[np.float32]:
+        if self._ready is not None:
+            self._ready.synchronize()
+        array: NDArray[np.float32] = self._host.numpy()
+        return array
+
+
+@contextlib.contextmanager
+def _standing_in(model: Any, backbone: nn.Module | None) -> Iterator[None]:
+    """Another backbone runs in the place of the model's own."""
+    own = model.backbone if backbone is not None else None
+    if own is not None:
+        model.backbone = backbone
+    try:
+        yield
+    finally:
+        if own is not None:
+            model.backbone = own
+
+
+def _stacked(
+    alike: list[tuple[int, Tensor, dict[str, Any]]], device: torch.device
+) -> tuple[list[int], Tensor, list[dict[str, Any]]]:
+    indices, images, metas = zip(*alike, strict=True)
+    return list(indices), torch.stack([each.to(device) for each in images]), [dict(each) for each in metas]
+
+
+def _boxes_alone(result: Any) -> Any:
+    return result[0] if isinstance(result, tuple) else result
 
 
 def _open(value: Any) -> Any:

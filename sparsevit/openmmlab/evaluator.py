@@ -17,23 +17,28 @@ from sparsevit.openmmlab.config import build_model, load_config
 from sparsevit.openmmlab.evaluation import DetectorEvaluation
 from sparsevit.openmmlab.export import write_finetune_config
 from sparsevit.openmmlab.hooks import backbone_of
-from sparsevit.openmmlab.parallel import casting
+from sparsevit.openmmlab.judging import AUTO, BATCH, Judge, precision_on
+from sparsevit.openmmlab.scenes import scene_of
 from sparsevit.openmmlab.timed import ExampleImages, TimedDetector
+from sparsevit.search.scene import Scene
 from sparsevit.sparsity import Sparsity
 
 _IRRELEVANT = ("init_cfg", "pretrained", "pruning_ratios", "train_cfg")
 
 
 class DetectorEvaluator:
-    """A supernet detector under any sparsity; implements `Evaluator`, `Identified`, `EndToEnd` and `Exporter`."""
+    """A supernet detector; implements `Evaluator`, `Identified`, `EndToEnd`, `Exporter` and `Illustrated`."""
 
-    def __init__(self, config: str, checkpoint: str, device: torch.device, dtype: torch.dtype, batch: int) -> None:
+    def __init__(
+        self, config: str, checkpoint: str, device: torch.device, dtype: torch.dtype, batch: int, masks: bool
+    ) -> None:
         self._config_name, self._checkpoint_name = config, checkpoint
         self._config = load_config(config)
         self._model = build_model(self._config, checkpoint).to(device).eval()
-        self._device, self._dtype = device, dtype
+        self._masks = masks
         split = self._config.data.get("test") or self._config.data.val
         self._evaluation = DetectorEvaluation.of_dataset(split, batch=batch)
+        self._judge = Judge(self._model, self._evaluation, dtype)
 
     def backbone(self) -> nn.Module:
         """The supernet's SparseViT backbone."""
@@ -47,9 +52,7 @@ class DetectorEvaluator:
         self, sparsity: Sparsity, *, images: int | None = None, step: Step | None = None
     ) -> Mapping[str, float]:
         """COCO metrics on the first `images` images of the config's test split."""
-        backbone_of(self._model).sparsity = sparsity
-        with casting(self._device, self._dtype):
-            return self._evaluation.metrics(self._model, images=images, step=step)
+        return self._judge.metrics(sparsity, images=images, step=step, masks=self._masks)
 
     def identity(self) -> Mapping[str, str]:
         """Hashes of the weights, of the annotations, and of how images are prepared and detections made of them."""
@@ -64,12 +67,24 @@ class DetectorEvaluator:
             "model": _architecture(self._config.model),
             "test_cfg": self._config.get("test_cfg"),
         }
+        figures = {} if self._masks else {"figures": "boxes alone"}
         return {
             "supernet": weights.hexdigest()[:16],
             "dataset": hashlib.sha256(Path(dataset.ann_file).read_bytes()).hexdigest()[:16],
             "testing": hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16],
-            "precision": str(self._dtype).removeprefix("torch."),
+            "precision": str(self._judge.dtype).removeprefix("torch."),
+            **figures,
         }
+
+    def scenes(self) -> int:
+        """How many images the config's test split has."""
+        return len(self._evaluation)
+
+    def scene(self, sparsity: Sparsity, index: int) -> Scene:
+        """What the subnet does with image `index` of the config's test split."""
+        backbone_of(self._model).sparsity = sparsity
+        image, meta = self._evaluation.image(index)
+        return scene_of(self._model, image, meta, tuple(self._evaluation.dataset.CLASSES))
 
     def export(self, sparsity: Sparsity, path: Path, provenance: Sequence[str]) -> Path:
         """A finetune config that inherits the supernet's."""
@@ -84,21 +99,31 @@ def _architecture(settings: Any) -> Any:
 
 
 def detector_evaluator(
-    *, config: str, checkpoint: str, batch: int = 0, device: str = "cpu", dtype: str = "float32"
+    *,
+    config: str,
+    checkpoint: str,
+    batch: int = 0,
+    masks: bool = True,
+    precision: str = AUTO,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> DetectorEvaluator:
     """Factory for `[supernet]` of a study file.
 
     Args:
         config: the detector's config file, or `builtin:…`; it is code and is executed.
         checkpoint: the supernet's weights, or `builtin:digits`.
-        batch: images judged at once; 0 picks 1 on the CPU and 8 on a GPU.
+        batch: images judged at once; 0 picks 1 on the CPU and 16 on a GPU.
+        masks: whether masks are judged too; a study of `bbox_mAP` is faster without.
+        precision: of judging on a GPU: float32, bfloat16, float16, or auto for the target's if that is half a
+            precision, else bfloat16. The CPU always judges in float32.
         device: `cpu`, `cuda:0`; passed on from the study's target.
-        dtype: precision of judging on a GPU, from the study's target; the CPU always judges in float32.
+        dtype: the target's; see `precision`.
 
     Raises:
-        UserError: if a file is missing, or config and checkpoint do not fit together.
+        UserError: if a file is missing, config and checkpoint do not fit together, or the precision is unknown.
     """
     place = torch.device(device)
     weights_path(checkpoint)
-    precision = getattr(torch, dtype) if place.type == "cuda" else torch.float32
-    return DetectorEvaluator(config, checkpoint, place, precision, batch or (8 if place.type == "cuda" else 1))
+    chosen = precision_on(place, precision, dtype)
+    return DetectorEvaluator(config, checkpoint, place, chosen, batch or BATCH.get(place.type, 1), masks)

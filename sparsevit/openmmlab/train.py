@@ -35,6 +35,7 @@ from sparsevit.openmmlab.hooks import (
     ShowProgress,
     backbone_of,
 )
+from sparsevit.openmmlab.judging import AUTO, BATCH, Judge, precision_on
 from sparsevit.openmmlab.one_voice import one_voice
 from sparsevit.openmmlab.parallel import ManyRanks, OneDevice, init_ranks, own_device
 from sparsevit.openmmlab.runner import resume
@@ -177,29 +178,35 @@ def judge_all(
     *,
     device: str | None,
     images: int | None,
+    precision: str = AUTO,
+    masks: bool = True,
 ) -> list[tuple[Sparsity, dict[str, float]]]:
     """COCO metrics under each sparsity (the config's own if none is given), on the config's test images.
+
+    Args:
+        precision: see `judging.precision_on`.
+        masks: whether masks are judged too, if the model has any.
 
     Raises:
         UserError: if a file is missing, or weights or a sparsity do not fit the model.
     """
     place = own_device(device)
+    dtype = precision_on(place, precision)
     model = build_model(config, checkpoint)
     backbone = backbone_of(model)
     wanted = [Sparsity.of(text, backbone.depths) for text in sparsities] if sparsities else [backbone.sparsity]
     evaluation = DetectorEvaluation.of_dataset(
-        config.data.get("test") or config.data.val, batch=8 if place.type == "cuda" else 1
+        config.data.get("test") or config.data.val, batch=BATCH.get(place.type, 1)
     )
     check_test_data(
         evaluation.dataset, model, images=images, key="data.test" if config.data.get("test") else "data.val"
     )
-    model.to(place)
+    judge = Judge(model.to(place), evaluation, dtype)
     count = len(evaluation) if images is None else min(images, len(evaluation))
     figures = []
     for sparsity in wanted:
-        backbone.sparsity = sparsity
         with progress(f"evaluating {sparsity}", count) as step:
-            figures.append((sparsity, evaluation.metrics(model, images=images, step=step)))
+            figures.append((sparsity, judge.metrics(sparsity, images=images, step=step, masks=masks)))
     return figures
 
 

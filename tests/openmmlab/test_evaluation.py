@@ -169,18 +169,62 @@ def test_batches_and_repetition_change_nothing(
         for label in range(10):
             np.testing.assert_array_equal(boxes_again[label], boxes[label])
             np.testing.assert_allclose(boxes_batched[label], boxes[label], atol=1e-3, rtol=1e-5)
-            assert all(map(np.array_equal, masks_again[label], masks[label]))
-            differing = [np.mean(one != other) for one, other in zip(masks_batched[label], masks[label], strict=True)]
-            assert all(share < 0.01 for share in differing)
+            assert masks_again[label] == masks[label]
+            pairs = zip(masks_batched[label], masks[label], strict=True)
+            assert all(np.mean(decoded(one) != decoded(other)) < 0.01 for one, other in pairs)
 
 
-def test_the_first_images_are_judged(evaluation: Any, detector: tuple[nn.Module, Any]) -> None:
+def decoded(entry: dict[str, Any]) -> Any:
+    from pycocotools import mask as coco_mask
+
+    return coco_mask.decode({**entry, "counts": entry["counts"].encode("ascii")})
+
+
+def test_masks_are_left_out_where_they_are_not_asked_for(
+    evaluation: Any, detector: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = detector[0]
+    both = evaluation.metrics(model)
+    monkeypatch.setattr(model.roi_head.mask_head, "forward", None)
+    boxes = evaluation.metrics(model, masks=False)
+    assert boxes == {key: value for key, value in both.items() if key.startswith("bbox")}
+    results = found(evaluation, "mixed")
+    expected = {key: value for key, value in evaluation.metrics(Finds(results)).items() if key.startswith("bbox")}
+    assert evaluation.metrics(Finds(results), masks=False) == expected  # a model that mmdet's own heads test
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_another_backbone_runs_in_the_place_of_the_models_own(
+    evaluation: Any, detector: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch, batched: bool
+) -> None:
+    from sparsevit.engine import accelerate
+    from sparsevit.openmmlab import batched_test
+
+    model: Any = detector[0].eval()
+    expected = evaluation.metrics(model)
+    own = model.backbone
+    fast = accelerate(own)
+    if not batched:
+        monkeypatch.setattr(batched_test, "fits", lambda model: False)
+    monkeypatch.setattr(own, "forward", None)
+    assert evaluation.metrics(model, backbone=fast) == pytest.approx(expected, abs=1e-6)
+    assert model.backbone is own
+
+
+def test_the_first_images_are_judged(
+    evaluation: Any, detector: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparsevit.openmmlab.batched_test import BatchedTest
+
     seen: list[str] = []
     model, _ = detector
-    model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.extend(meta["ori_filename"] for meta in kwargs["img_metas"][0]),
-        with_kwargs=True,
-    )
+    detect = BatchedTest.detect
+
+    def noting(self: BatchedTest, features: Any, metas: Any) -> Any:
+        seen.extend(meta["ori_filename"] for meta in metas)
+        return detect(self, features, metas)
+
+    monkeypatch.setattr(BatchedTest, "detect", noting)
     evaluation.metrics(model, images=2)
     evaluation.metrics(model, images=99)
     names = [f"val/{number:06d}.jpg" for number in range(1, 5)]

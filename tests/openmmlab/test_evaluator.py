@@ -74,6 +74,15 @@ def test_identity_follows_what_accuracies_depend_on(tiny: Callable[..., Path], w
     assert changed("model['backbone']['pruning_ratios'] = 0.5") == set()
 
 
+def test_boxes_alone(tiny: Callable[..., Path], weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = evaluator(tiny(), weights)
+    boxes = evaluator(tiny(), weights, masks=False)
+    wanted = {key: value for key, value in both.accuracy(FOUND).items() if key.startswith("bbox")}
+    monkeypatch.setattr("mmdet.models.FCNMaskHead.forward", None)
+    assert boxes.accuracy(FOUND) == wanted
+    assert boxes.identity() == {**both.identity(), "figures": "boxes alone"}  # what is kept lacks what others ask for
+
+
 def test_identity_does_not_follow_the_folder(
     tiny: Callable[..., Path], weights: Path, data_folder: Path, tmp_path: Path
 ) -> None:

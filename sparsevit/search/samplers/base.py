@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Moment:
         study: the trial's.
         trial: the one that is drawn for.
         before: the trials that count besides it: done, or being worked at.
+        rows: shape `(len(before),)`: which candidates they are of; -1 if of none.
         index: how many of those have a lower number.
         free: shape `(N,)`: which candidates may be proposed; at least one.
         rng: the trial's own.
@@ -46,9 +47,20 @@ class Moment:
     study: Study
     trial: FrozenTrial
     before: Sequence[FrozenTrial]
+    rows: NDArray[np.intp]
     index: int
     free: NDArray[np.bool_]
     rng: np.random.Generator
+
+
+@dataclass
+class _Settled:
+    """The first trials of a study, up to one that is not finished: they stay as they are, so they are read once."""
+
+    of: tuple[object, int] | None  # a study: its storage, and its number there
+    length: int = 0
+    done: list[FrozenTrial] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
 
 
 class CandidateSampler(BaseSampler):
@@ -80,7 +92,7 @@ class CandidateSampler(BaseSampler):
         }
         self._seed = seed
         self._draws: dict[int, Draw] = {}
-        self._rows: dict[int, int] = {}
+        self._settled = _Settled(None)
         self._accept = accept
         self._refused = set(refused)
         self._others = RandomSampler(seed)
@@ -128,18 +140,14 @@ class CandidateSampler(BaseSampler):
 
     def free(self, study: Study) -> int:
         """How many feasible configurations no trial has taken yet."""
-        return int(self._free_of(_counting(study.get_trials(deepcopy=False))).sum())
+        _, rows = self._counting(study, study.get_trials(deepcopy=False))
+        return int(self._free_of(rows).sum())
 
     def row_of(self, trial: FrozenTrial) -> int:
         """Which candidate a trial is of; -1 if of none."""
-        row = self._rows.get(trial._trial_id)
-        if row is None:
-            row = -1
-            if self.distributions.keys() <= trial.params.keys():
-                row = int(self.candidates.rows([levels_of(trial, self.distributions)])[0])
-            if trial.state == TrialState.COMPLETE:
-                self._rows[trial._trial_id] = row
-        return row
+        if self.distributions.keys() <= trial.params.keys():
+            return int(self.candidates.rows([levels_of(trial, self.distributions)])[0])
+        return -1
 
     def spread(self, index: int, places: int, free: NDArray[np.bool_], rng: np.random.Generator) -> int:
         """A row for place `index` of a first population: the ends of the feasible band of latencies, then one of each
@@ -177,12 +185,12 @@ class CandidateSampler(BaseSampler):
     def _draw(self, study: Study, trial: FrozenTrial) -> int | None:
         # Read once per trial: Optuna's own samplers share this cache.
         trials = study._get_trials(deepcopy=False, use_cache=True)
-        before = [one for one in _counting(trials) if one.number != trial.number]
-        free = self._free_of(before)
+        before, rows = self._counting(study, trials, trial.number)
+        free = self._free_of(rows)
         index = sum(one.number < trial.number for one in before)
         while free.any():
             rng = np.random.default_rng([self._seed, index])
-            row, draw = self.propose(Moment(study, trial, before, index, free, rng))
+            row, draw = self.propose(Moment(study, trial, before, rows, index, free, rng))
             if self._accept is None or self._accept(row):
                 self._draws[trial.number] = draw
                 return row
@@ -190,11 +198,31 @@ class CandidateSampler(BaseSampler):
             free[row] = False
         return None
 
-    def _free_of(self, trials: Sequence[FrozenTrial]) -> NDArray[np.bool_]:
-        """Shape `(N,)`: whether none of `trials` has taken a candidate, nor was it refused."""
+    def _counting(
+        self, study: Study, trials: Sequence[FrozenTrial], but: int | None = None
+    ) -> tuple[list[FrozenTrial], NDArray[np.intp]]:
+        """Trials that are done, and those that a worker is at, but for number `but`; and the rows of all."""
+        of = study._storage, study._study_id
+        settled = self._settled if self._settled.of == of else _Settled(of)
+        fresh = [one for one in trials[settled.length :] if one.number != but and _counts(one)]
+        rows = [self.row_of(one) for one in fresh]
+        found = settled.done + fresh, np.array(settled.rows + rows, np.intp)
+        length = next(
+            (place for place in range(settled.length, len(trials)) if not trials[place].state.is_finished()),
+            len(trials),
+        )
+        last = len(trials) if length == len(trials) else trials[length].number
+        new = [(one, row) for one, row in zip(fresh, rows, strict=True) if one.number < last]
+        # In place of the old one, not changed: other threads may be at it.
+        self._settled = _Settled(
+            of, length, settled.done + [one for one, _ in new], settled.rows + [row for _, row in new]
+        )
+        return found
+
+    def _free_of(self, taken: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Shape `(N,)`: whether a candidate is neither taken nor was refused."""
         free = np.ones(len(self.candidates), bool)
         free[list(self._refused)] = False
-        taken = np.array([self.row_of(one) for one in trials], np.intp)
         free[taken[taken >= 0]] = False
         return free
 
@@ -211,10 +239,5 @@ def losses_of(study: Study, trials: Sequence[FrozenTrial]) -> NDArray[np.float64
     return losses
 
 
-def _counting(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials that are done, and those that a worker is at."""
-    return [
-        one
-        for one in trials
-        if one.state == TrialState.COMPLETE or (one.state == TrialState.RUNNING and WORKER in one.user_attrs)
-    ]
+def _counts(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.COMPLETE or (trial.state == TrialState.RUNNING and WORKER in trial.user_attrs)

@@ -29,10 +29,10 @@ class PaperSampler(CandidateSampler):
 
     def _parents(self, moment: Moment, generation: int) -> NDArray[np.intp]:
         """Levels of the most accurate trials of the generations before, shape `(P, L)`; none for the first."""
-        before = sorted(moment.before, key=lambda one: one.number)[: generation * POPULATION]
-        done = [one for one in before if one.state == TrialState.COMPLETE and self.row_of(one) >= 0]
-        order = np.argsort(losses_of(moment.study, done)[:, 0], kind="stable")[:PARENTS]
-        rows = np.array([self.row_of(done[place]) for place in order], np.intp)
+        first = zip(moment.before[: generation * POPULATION], moment.rows.tolist(), strict=False)
+        done = [(one, row) for one, row in first if one.state == TrialState.COMPLETE and row >= 0]
+        order = np.argsort(losses_of(moment.study, [one for one, _ in done])[:, 0], kind="stable")[:PARENTS]
+        rows = np.array([done[place][1] for place in order.tolist()], np.intp)
         return self.candidates.canonical(self.candidates.levels_of(rows))
 
     def _proposals(self, parents: NDArray[np.intp], place: int, rng: np.random.Generator) -> NDArray[np.intp]:

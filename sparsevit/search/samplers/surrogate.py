@@ -22,6 +22,9 @@ MUTATIONS = 1 << 10
 SHORTLIST = 512
 """Of the pool, those expected farthest above the front; how uncertain they are is asked for these alone."""
 
+FITTED = 1000
+"""Trials that the model is fitted to, at most: those nearest to the front."""
+
 BEYOND = 0.25
 """How far beyond the slowest candidate hypervolumes reach, as a share of the feasible band: the ends count too."""
 
@@ -49,19 +52,30 @@ class SurrogateSampler(CandidateSampler):
         self._ratios = np.array([float(value) for value in candidates.space.grid])
 
     def propose(self, moment: Moment) -> tuple[int, Draw]:
-        ours = [one for one in moment.before if self.row_of(one) >= 0]
-        done = [one for one in ours if one.state == TrialState.COMPLETE]
-        if moment.index < self._population or len(done) < 2:
+        complete = np.array([one.state == TrialState.COMPLETE for one in moment.before], bool)
+        places = np.flatnonzero(complete & (moment.rows >= 0))
+        if moment.index < self._population or len(places) < 2:
             return self.spread(moment.index, self._population, moment.free, moment.rng), Draw()
-        rows = np.array([self.row_of(one) for one in done])
-        accuracies = -losses_of(moment.study, done)[:, 0]
+        accuracies = -losses_of(moment.study, [moment.before[place] for place in places.tolist()])[:, 0]
+        rows, accuracies = self._nearest_the_front(moment.rows[places], accuracies)
         model = AccuracyModel.fit(self._ratios, self.candidates.levels_of(rows), accuracies)
-        pending = np.array([self.row_of(one) for one in ours if one.state != TrialState.COMPLETE], np.intp)
+        pending = moment.rows[~complete & (moment.rows >= 0)]
         if len(pending):
             rows = np.concatenate([rows, pending])
             accuracies = np.concatenate([accuracies, model.mean(self.candidates.levels_of(pending))])
             model = AccuracyModel.fit(self._ratios, self.candidates.levels_of(rows), accuracies)
         return self._best(model, rows, accuracies, moment), Draw()
+
+    def _nearest_the_front(
+        self, rows: NDArray[np.intp], accuracies: NDArray[np.float64]
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Of many trials those that count for the model, so that a trial of a long search costs no more."""
+        if len(rows) <= FITTED:
+            return rows, accuracies
+        times, heights = front_of(self.candidates.ms[rows], accuracies)
+        below = heights[np.searchsorted(times, self.candidates.ms[rows], side="right") - 1] - accuracies
+        kept = np.sort(np.argsort(below, kind="stable")[:FITTED])
+        return rows[kept], accuracies[kept]
 
     def _best(
         self, model: AccuracyModel, rows: NDArray[np.intp], accuracies: NDArray[np.float64], moment: Moment

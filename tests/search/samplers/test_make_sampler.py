@@ -14,7 +14,7 @@ from sparsevit.errors import UserError
 from sparsevit.search import samplers
 from sparsevit.search.candidates import Candidates, find_candidates
 from sparsevit.search.results import Bounds
-from sparsevit.search.samplers import NAMES, SamplerName, check_sampler, make_sampler
+from sparsevit.search.samplers import NAMES, SamplerName, check_sampler, make_sampler, surrogate
 from sparsevit.search.samplers.base import CandidateSampler
 from sparsevit.search.samplers.paper import PARENTS, POPULATION
 from sparsevit.sparsity import SparsitySpace
@@ -161,6 +161,38 @@ def test_what_other_workers_are_at_is_not_proposed_again(name: SamplerName) -> N
     assert isinstance(study.sampler, CandidateSampler)
     taken = [study.sampler.row_of(one) for one in study.get_trials()]
     assert len(set(taken)) == 32
+
+
+@pytest.mark.parametrize("name", ["surrogate", "nsga2", "paper"])
+def test_trials_that_end_in_another_order_than_they_began_are_all_seen(name: SamplerName) -> None:
+    candidates = band(15.0, 15.2)
+    study = study_of(name, candidates, 3)
+    for _ in range(8):
+        slow, quick = study.ask(), study.ask()
+        for trial in (quick, slow):
+            study.tell(trial, objective(candidates)(trial))
+    assert len(set(rows(study))) == 19
+    fresh = make_sampler(name, candidates, population=8, seed=0)
+    assert isinstance(study.sampler, CandidateSampler)
+    assert fresh.free(study) == study.sampler.free(study) == len(candidates) - 19
+
+
+def test_a_sampler_may_go_from_one_study_to_another() -> None:
+    candidates = band(15.0, 22.0)
+    sampler = study_of("surrogate", candidates, 20).sampler
+    other = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    other.optimize(objective(candidates), n_trials=20)
+    assert rows(other) == rows(study_of("surrogate", candidates, 20))
+
+
+def test_of_very_many_trials_those_near_the_front_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    candidates = band(0.0, 22.0)
+    whole = [one.values for one in study_of("surrogate", candidates, 60).trials]
+    monkeypatch.setattr(surrogate, "FITTED", 30)
+    few = [one.values for one in study_of("surrogate", candidates, 60).trials]
+    assert few[:31] == whole[:31]
+    assert few[31:] != whole[31:]
+    assert max(few)[0] == pytest.approx(max(whole)[0], abs=0.003)
 
 
 def test_gp_without_scipy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsevit.console import console
+from sparsevit.search.duration import duration_text
 
 if TYPE_CHECKING:
     from sparsevit.search.preview import Preview, Work
@@ -58,27 +59,20 @@ def _range(bounds: Bounds) -> str:
 
 def _duration(preview: Preview) -> list[str]:
     total = preview.duration
-    head = "not known before such images were judged once" if total is None else f"about {_time(total)}"
+    head = "not known before such images were judged once" if total is None else f"about {duration_text(total)}"
     return [f"duration  {head}", *(f"          {_part(one)}" for one in preview.work if one.count)]
 
 
 def _part(work: Work) -> str:
     from sparsevit.search.preview import Seconds
 
-    count = f"{work.name}: " if work.count == 1 else f"{work.count} {work.name}: "
+    limit = f", for at most {duration_text(work.most)}" if work.most is not None else ""
+    count = f"{work.name}{limit}: " if work.count == 1 else f"{work.count} {work.name}{limit}: "
     if work.seconds is None:
         return f"{count}not known"
     if not isinstance(work.seconds, Seconds):
-        return f"{count}about {_time(work.seconds)}"
+        return f"{count}about {duration_text(work.seconds)}"
     each = f"{work.seconds.each:.3g} s" + (" each" if work.count > 1 else "")
     scaled = work.seconds.images
     basis = f"median of {work.seconds.known}" + (f" on {scaled} images, scaled" if scaled else "")
     return f"{count}{each} ({basis})"
-
-
-def _time(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -46,16 +47,22 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Work:
-    """One part of a search: so many times so long; `None` where nobody knows how long."""
+    """One part of a search: so many times so long; `None` where nobody knows how long.
+
+    `most` is when it is stopped, in seconds; `None` for never.
+    """
 
     name: str
     count: int
     seconds: Seconds | float | None
+    most: float | None = None
 
     @property
     def total(self) -> float | None:
         each = self.seconds.each if isinstance(self.seconds, Seconds) else self.seconds
-        return 0.0 if self.count == 0 else None if each is None else self.count * each
+        if each is None or self.count == 0:
+            return 0.0 if self.count == 0 else self.most
+        return min(self.count * each, self.most or math.inf)
 
 
 @dataclass(frozen=True)
@@ -170,7 +177,7 @@ def _preview(spec: StudySpec, supernet: Supernet, known: _Known) -> Preview:
     work = (
         Work("latency model", 0 if model else 1, fitting.default_seconds(supernet.target)),
         Work("dense accuracy", 0 if known.dense else 1, confirmed),
-        Work("trials", left, judged),
+        Work("trials", left, judged, spec.search.time_limit),
         Work("confirmed at most", min(spec.search.confirm, spec.search.trials), confirmed),
     )
     return Preview(

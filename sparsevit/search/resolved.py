@@ -15,6 +15,7 @@ from sparsevit.search.urls import masked
 
 _SPELLED: dict[tuple[str, ...], str] = {
     ("latency", "min"): "none",
+    ("search", "time_limit"): "none",
     ("accuracy", "images"): "all",
     ("accuracy", "confirm_images"): "all",
 }

@@ -17,6 +17,7 @@ from sparsevit.errors import UserError
 from sparsevit.latency import timing
 from sparsevit.search.bounds import resolve
 from sparsevit.search.candidates import Candidates, find_candidates, require
+from sparsevit.search.duration import duration_text
 from sparsevit.search.export import export_best
 from sparsevit.search.factory import Supernet, open_supernet
 from sparsevit.search.latency import known_latencies, paid_latency
@@ -83,7 +84,7 @@ def search(
         study = open_study(storage, spec.name, record, wishes, sampler)
         fail_dead_trials(study, grace_s=GRACE_S)
         objective = Objective(sampler, judge, record.metric, record.images, bounds, meter)
-        _run_trials(study, objective, asked, candidates)
+        _run_trials(study, objective, asked, candidates, spec.search.time_limit)
         _confirm(spec, supernet, ledger, judge, assemble(study, record, storage), model)
         results = assemble(study, record, storage)
         export_best(supernet.evaluator, results, folder)
@@ -173,8 +174,8 @@ def _record(
     )
 
 
-def _run_trials(study: Study, objective: Objective, asked: int, candidates: Candidates) -> None:
-    """Finish trials until there are as many as asked for, or no configuration is left."""
+def _run_trials(study: Study, objective: Objective, asked: int, candidates: Candidates, seconds: float | None) -> None:
+    """Finish trials until there are as many as asked for, no configuration is left, or so many seconds are over."""
     done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     if done:
         console.print(f"study {study.study_name}: goes on after {done} finished trials; nothing is evaluated again")
@@ -188,7 +189,13 @@ def _run_trials(study: Study, objective: Objective, asked: int, candidates: Cand
     if todo <= 0:
         return
     with progress("search", todo) as step:
-        study.optimize(objective, n_trials=todo, callbacks=[_note_best(study, objective, step)])
+        study.optimize(objective, n_trials=todo, timeout=seconds, callbacks=[_note_best(study, objective, step)])
+    finished = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    if seconds is not None and finished < done + todo:
+        console.print(
+            f"search.time_limit of {duration_text(seconds)} is over after {finished} of {done + todo} trials; the same "
+            "again goes on"
+        )
 
 
 def _note_best(study: Study, objective: Objective, step: Callable[..., None]) -> Callable[[Study, FrozenTrial], None]:

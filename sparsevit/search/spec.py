@@ -21,6 +21,7 @@ from pydantic import (
 from sparsevit.errors import UserError
 from sparsevit.latency.target import Target
 from sparsevit.search.bounds import Limit, parse_limit
+from sparsevit.search.duration import parse_duration
 from sparsevit.search.restriction import LAYER, Restriction
 from sparsevit.search.samplers import SamplerName
 from sparsevit.search.score import joined
@@ -207,6 +208,14 @@ class SearchSpec(_Table):
     confirm: Count = 12
     """At most so many configurations of the front are measured and evaluated again in the end."""
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    time_limit: Annotated[float, Field(description='seconds, or a text like "45 min" or "8h"')] | None = None
+    """Seconds after which a run starts no further trial; then it confirms what it has, which takes its own time. A
+    number is seconds, a text like `"45 min"` or `"8h"` says its unit. None by default, and for `"none"`."""
+
+    @field_validator("time_limit", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        return None if value is None or value == "none" else parse_duration(value)
 
 
 class StorageSpec(_Table):

@@ -13,7 +13,7 @@ import pytest
 from sparsevit.cli import app as cli
 from sparsevit.latency import timing
 from sparsevit.search.load import load_results
-from sparsevit.search.preview import Seconds, seconds_of
+from sparsevit.search.preview import Seconds, Work, seconds_of
 from sparsevit.search.resolved import resolved_lines
 from sparsevit.search.spec import StudySpec
 
@@ -107,6 +107,8 @@ def test_after_a_search_all_is_known(capsys: pytest.CaptureFixture[str], fakes: 
     assert feasible / every == pytest.approx(float(share[2]) / 100, abs=1e-3)
     assert "11 trials: " in out
     assert re.search(r"duration  about \d+ s", out)
+    out = run(capsys, "--dry-run", "--trials", "1000000", "--set", "search.time_limit=2h")
+    assert re.search(r"trials, for at most 2 h 0 min: ", out)
     assert fakes.FakeEvaluator.asked == []
     assert before == {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
     assert len(load_results(StudySpec.load("small.toml")).trials) == 9
@@ -127,6 +129,14 @@ def test_what_a_search_would_refuse_is_refused(capsys: pytest.CaptureFixture[str
         err = capsys.readouterr().err
         assert said in err
         assert err.count("\n") == 1
+
+
+def test_work_is_stopped_at_its_limit() -> None:
+    assert Work("trials", 10, 3.0).total == 30
+    assert Work("trials", 10, Seconds(3.0, 1), 12.0).total == 12
+    assert Work("trials", 10, None, 12.0).total == 12
+    assert Work("trials", 10, None).total is None
+    assert Work("trials", 0, None).total == 0
 
 
 def test_seconds_are_scaled_where_they_must_be() -> None:

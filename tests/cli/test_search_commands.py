@@ -6,6 +6,7 @@ import os
 import re
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -123,6 +124,21 @@ def test_ctrl_c_keeps_what_is_finished(capsys: pytest.CaptureFixture[str], fakes
     assert "Traceback" not in "".join(capsys.readouterr())
     run("status", "small.toml")
     assert "4 of 9 trials finished, 1 failed" in capsys.readouterr().out
+
+
+def test_a_time_limit_ends_a_run_that_can_go_on(capsys: pytest.CaptureFixture[str], fakes: Any) -> None:
+    fakes.FakeEvaluator.before = lambda: time.sleep(0.3)
+    assert run("search", "small.toml", "--set", "search.time_limit=0.7") == 0
+    out = capsys.readouterr().out
+    found = re.search(r"search\.time_limit of 1 s is over after (\d) of 9 trials; the same again goes on", out)
+    assert found is not None
+    assert 1 <= int(found[1]) <= 3
+    assert "best within at most 24 ms" in out
+    fakes.FakeEvaluator.before = None
+    assert run("search", "small.toml", "--set", "search.time_limit=1h") == 0
+    out = capsys.readouterr().out
+    assert "Pareto front of 9 trials" in out
+    assert "time_limit" not in out
 
 
 def test_status_reads_and_does_not_search(capsys: pytest.CaptureFixture[str], fakes: Any) -> None:

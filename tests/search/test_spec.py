@@ -9,6 +9,7 @@ import pytest
 
 from sparsevit.errors import UserError
 from sparsevit.search.bounds import Limit, parse_limit, resolve
+from sparsevit.search.duration import parse_duration
 from sparsevit.search.score import missing, scored
 from sparsevit.search.spec import StudySpec
 
@@ -103,6 +104,9 @@ def test_overrides_are_toml_or_else_text(write: Write) -> None:
         ('accuracy.metric=["a", "a"]', ["accuracy.metric", "named twice"]),
         ("accuracy.images=some", ["accuracy.images = 'some'", "valid integer"]),
         ("storage.url=postgresql://me:${NOT_SET}@h/d", ["storage.url", "variable NOT_SET is not set: export NOT_SET"]),
+        ("search.time_limit=soon", ["search.time_limit = 'soon'", '"45 min"']),
+        ("search.time_limit=0", ["search.time_limit = 0", "above 0"]),
+        ("search.time_limit=true", ["search.time_limit = True", "seconds as a number"]),
         ("storage.url=5", ["storage.url = 5", "valid string"]),
         ("trials", ["--set 'trials'", "key.sub=value"]),
     ],
@@ -157,6 +161,15 @@ def test_variables_stand_for_what_is_not_to_be_written(write: Write, monkeypatch
     assert "s3cr" not in repr(spec)
     assert "hunter2" not in refusal(path, "storage.url=postgresql://me:hunter2@${GONE}/d")
     assert "hunter2" not in refusal(path, "storage url=postgresql://me:hunter2@h/d")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90 s", 90), ("1.5min", 90), ("2h 30min", 9000), ("1d", 86400), (12, 12), ("2h30m", 9000)]
+)
+def test_durations(write: Write, text: object, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+    assert StudySpec.load(write(MINIMAL), [f"search.time_limit={text}"]).search.time_limit == seconds
+    assert StudySpec.load(write(MINIMAL), ["search.time_limit=none"]).search.time_limit is None
 
 
 def test_limits_in_ms() -> None:

@@ -21,7 +21,9 @@ ARTIFACTS = "artifacts"
 """Folder of a store, below that of a study's results."""
 
 
-def attach(study: Study, number: int, name: str, make: Callable[[], bytes], folder: Path) -> None:
+def attach(
+    study: Study, number: int, name: str, make: Callable[[], bytes], folder: Path, *, renew: bool = True
+) -> None:
     """Attach a file to a trial, in the place of an earlier one of that name; one that a person has deleted stays away.
 
     Args:
@@ -30,6 +32,7 @@ def attach(study: Study, number: int, name: str, make: Callable[[], bytes], fold
         name: of the file.
         make: its content; not called if the file is not wanted.
         folder: of the study's results.
+        renew: make it again where it is there already.
     """
     trial = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
     # The same for the same file, so that two workers, or two runs, leave one.
@@ -38,7 +41,9 @@ def attach(study: Study, number: int, name: str, make: Callable[[], bytes], fold
     known = study._storage.get_study_system_attrs(study._study_id)
     if known.get(key) == json.dumps(None):
         return
-    write_bytes(folder / ARTIFACTS / identity, make())
+    path = folder / ARTIFACTS / identity
+    if renew or not path.is_file():
+        write_bytes(path, make())
     if key not in known:
         kind, encoding = mimetypes.guess_type(name)
         described = {"artifact_id": identity, "filename": name, "mimetype": kind, "encoding": encoding}

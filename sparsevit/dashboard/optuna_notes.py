@@ -16,11 +16,13 @@ from sparsevit.dashboard.figures import FIGURES
 from sparsevit.dashboard.figures.style import note
 from sparsevit.dashboard.optuna_artifacts import attach
 from sparsevit.dashboard.optuna_texts import study_note, trial_note
+from sparsevit.dashboard.windows_sheet import windows_sheet
 from sparsevit.errors import first_line
 from sparsevit.search.evaluator import Exporter
 from sparsevit.search.export import export
 from sparsevit.search.ledger import digest
 from sparsevit.search.results import StudyResults, TrialResult
+from sparsevit.search.scene import Illustrated
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -38,6 +40,8 @@ CARD = 430
 """Pixels in height that optuna-dashboard has for a plot."""
 
 CONFIG = "finetune.py"
+PICTURE = "windows.jpg"
+
 _OURS = "sparsevit:notes"
 """System attribute of a study: digests of the notes as they were written here."""
 
@@ -53,7 +57,7 @@ def annotate(
     Args:
         study: open for writing.
         results: of that study.
-        evaluator: writes finetune configs, if it can.
+        evaluator: writes finetune configs and shows scenes, if it can.
         folder: of the study's results; artifacts go below it, to `artifacts`.
         typed: the study file as it is typed in a shell.
     """
@@ -64,6 +68,7 @@ def annotate(
         _write_notes(study, results, typed)
         _save_plots(study, results)
         _attach_configs(study, results, evaluator, folder)
+        _attach_pictures(study, results, evaluator, folder)
     except Exception as error:  # whatever it is: the search has what it was started for
         console.print(f"note: optuna-dashboard shows less of this study: {first_line(error)}", markup=False)
 
@@ -149,3 +154,16 @@ def _attach_configs(study: Study, results: StudyResults, evaluator: Evaluator, f
 
     for trial in results.front:
         attach(study, trial.number, CONFIG, config(trial), folder)
+
+
+def _attach_pictures(study: Study, results: StudyResults, evaluator: Evaluator, folder: Path) -> None:
+    """What each confirmed trial of the front keeps of the first image; a picture costs a pass of the detector."""
+    if not isinstance(evaluator, Illustrated) or find_spec("PIL") is None or not evaluator.scenes():
+        return
+
+    def picture(trial: TrialResult) -> Callable[[], bytes]:
+        return lambda: windows_sheet(evaluator.scene(trial.sparsity, 0), results.layer_names)
+
+    for trial in results.front:
+        if trial.confirmed is not None:
+            attach(study, trial.number, PICTURE, picture(trial), folder, renew=False)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import BaseDistribution, IntDistribution
@@ -20,6 +21,7 @@ from sparsevit.dashboard.optuna_artifacts import ARTIFACTS
 from sparsevit.dashboard.optuna_notes import annotate, plots
 from sparsevit.dashboard.optuna_texts import study_note, trial_note
 from sparsevit.search.results import StudyResults
+from sparsevit.search.scene import LayerWindows, Scene
 from sparsevit.search.storage import open_storage
 from sparsevit.sparsity import Sparsity, SparsitySpace
 
@@ -181,6 +183,37 @@ def test_names_stay_text(small: StudyResults) -> None:
         assert not re.search(r"(?<!\\)([<>`]|\]\()", rest)
         assert "\n# d" not in text
         assert not re.search(r"(?<!\\)_c", rest)
+
+
+class TestPictures:
+    """Of evaluators that show scenes."""
+
+    class Shows(Exports):
+        def __init__(self) -> None:
+            self.asked: list[tuple[str, int]] = []
+
+        def scenes(self) -> int:
+            return 5
+
+        def scene(self, sparsity: Sparsity, index: int) -> Scene:
+            self.asked.append((str(sparsity), index))
+            layers = [LayerWindows(1, 4, np.ones((4, 4)))] * len(sparsity.flat)
+            return Scene(np.zeros((8, 8, 3), np.uint8), layers, [])
+
+    def test_windows_hang_on_each_confirmed_trial_of_the_front(self, small: StudyResults, tmp_path: Path) -> None:
+        pytest.importorskip("PIL")
+        first, *confirmed = small.front
+        results = replace(small, front=[replace(first, confirmed=None, measured=None), *confirmed])
+        made, evaluator = make(results, tmp_path), self.Shows()
+        for _ in range(2):  # the second time they are there
+            annotate(made, results, evaluator, tmp_path)  # type: ignore[arg-type]
+        assert evaluator.asked == [(str(one.sparsity), 0) for one in confirmed]
+        hung = {one["number"]: one["artifacts"] for one in shown(made)["trials"] if one["artifacts"]}
+        assert [artifact["filename"] for artifact in hung[first.number]] == ["finetune.py"]
+        for trial in confirmed:
+            (picture,) = (one for one in hung[trial.number] if one["filename"] == "windows.jpg")
+            assert picture["mimetype"] == "image/jpeg"
+            assert (tmp_path / ARTIFACTS / picture["artifact_id"]).read_bytes().startswith(b"\xff\xd8")
 
 
 class TestTrouble:

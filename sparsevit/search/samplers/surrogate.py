@@ -33,8 +33,8 @@ class SurrogateSampler(CandidateSampler):
     """A first population spread over the feasible band, then the candidate with the highest expected gain in
     hypervolume each time. Nothing is drawn that could be infeasible or a repetition.
 
-    The first objective counts as accuracy; latencies are the candidates' own. Trials that other workers are at count
-    as if they had come out as expected, so that workers do not all try the same.
+    The first objective counts as accuracy, where it is finite; latencies are the candidates' own. Trials that other
+    workers are at count as if they had come out as expected, so that workers do not all try the same.
     """
 
     def __init__(
@@ -54,10 +54,11 @@ class SurrogateSampler(CandidateSampler):
     def propose(self, moment: Moment) -> tuple[int, Draw]:
         complete = np.array([one.state == TrialState.COMPLETE for one in moment.before], bool)
         places = np.flatnonzero(complete & (moment.rows >= 0))
-        if moment.index < self._population or len(places) < 2:
-            return self.spread(moment.index, self._population, moment.free, moment.rng), Draw()
         accuracies = -losses_of(moment.study, [moment.before[place] for place in places.tolist()])[:, 0]
-        rows, accuracies = self._nearest_the_front(moment.rows[places], accuracies)
+        finite = np.isfinite(accuracies)
+        if moment.index < self._population or finite.sum() < 2:
+            return self.spread(moment.index, self._population, moment.free, moment.rng), Draw()
+        rows, accuracies = self._nearest_the_front(moment.rows[places[finite]], accuracies[finite])
         model = AccuracyModel.fit(self._ratios, self.candidates.levels_of(rows), accuracies)
         pending = moment.rows[~complete & (moment.rows >= 0)]
         if len(pending):

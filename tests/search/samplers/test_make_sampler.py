@@ -185,6 +185,17 @@ def test_a_sampler_may_go_from_one_study_to_another() -> None:
     assert rows(other) == rows(study_of("surrogate", candidates, 20))
 
 
+def test_infinite_accuracies_are_left_out_of_the_model() -> None:
+    candidates = band(15.0, 22.0)
+    study = study_of("surrogate", candidates, 8)
+    for _ in range(6):
+        trial = study.ask()
+        _, ms = objective(candidates)(trial)
+        study.tell(trial, [-np.inf, ms])
+    study.optimize(objective(candidates), n_trials=10)
+    assert len(set(rows(study))) == 24
+
+
 def test_of_very_many_trials_those_near_the_front_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     candidates = band(0.0, 22.0)
     whole = [one.values for one in study_of("surrogate", candidates, 60).trials]

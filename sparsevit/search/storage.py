@@ -23,6 +23,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 
 from sparsevit.errors import MissingExtraError, UserError
 from sparsevit.search.tables import VERSION_TABLE
+from sparsevit.search.urls import masked
 
 HEARTBEAT_S = 30
 GRACE_S = 300
@@ -106,8 +107,8 @@ def sqlite_file(url: URL) -> Path | None:
 
 
 def shown(url: str) -> str:
-    """`url` without its password."""
-    return make_url(url).render_as_string(hide_password=True)
+    """`url` without its password, nor one among its options."""
+    return masked(make_url(url).render_as_string(hide_password=True))
 
 
 def check_folder(folder: Path) -> None:
@@ -228,7 +229,7 @@ def _migrate(engine: Engine) -> None:
 @contextmanager
 def _one_line(url: URL) -> Iterator[None]:
     """What a database or its driver complains about, in one line and without the password."""
-    name = url.render_as_string(hide_password=True)
+    name = masked(url.render_as_string(hide_password=True))
     try:
         yield
     except ImportError:

@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 from wsgiref.util import setup_testing_defaults
 
 import optuna
@@ -24,6 +25,7 @@ from sparsevit.errors import UserError
 from sparsevit.search.load import load_results
 from sparsevit.search.results import StudyResults
 from sparsevit.search.run import search
+from sparsevit.search.samplers import SamplerName, check_sampler
 from sparsevit.search.spec import StudySpec
 from sparsevit.search.storage import open_storage
 from sparsevit.sparsity import Sparsity
@@ -158,6 +160,33 @@ def test_another_study_in_the_same_database_pays_once(load: Load, fakes: ModuleT
     reused = [one for one in other.trials if str(one.sparsity) not in known]
     assert reused  # the fastest configuration is the end of both bands
     assert len(optuna.get_all_study_names(open_storage("sqlite:///runs/small/study.db"))) == 2
+
+
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
+def test_fixed_layers_stay_fixed_whoever_samples(load: Load, sampler: str) -> None:
+    try:
+        check_sampler(sampler)
+    except UserError as error:
+        pytest.skip(str(error))
+    layers = ("space.layers.s1=0.4", "space.layers.s3=[0.2, 0.6]", "space.layers.s4=0")
+    results = search(load(f"search.sampler={sampler}", "search.confirm=1", "search.population=4", *layers), trials=7)
+    found = [one.sparsity for one in results.trials]
+    assert len(set(found)) == len(found) == 7
+    for one in found:
+        first, _, third, fourth = one.stages
+        assert (first, fourth) == ((Decimal("0.4"),), (Decimal(0),))
+        assert set(third) <= {Decimal("0.2"), Decimal("0.6")}
+
+
+def test_a_mean_of_metrics_is_what_is_maximised(load: Load) -> None:
+    results = search(load('accuracy.metric=["bbox_mAP", "segm_mAP"]', "search.confirm=2"), trials=5)
+    assert results.metric == "bbox_mAP+segm_mAP"
+    assert results.best is not None
+    assert results.best.confirmed is not None
+    for figures in (*(one.accuracy for one in results.trials), results.best.confirmed):
+        assert figures[results.metric] == pytest.approx((figures["bbox_mAP"] + figures["segm_mAP"]) / 2)
+    with pytest.raises(UserError, match=r"accuracy\.metric = 'mask' is not among"):
+        search(load('accuracy.metric=["bbox_mAP", "mask"]', "name=other"), trials=5)
 
 
 def test_other_settings_are_refused_with_their_names(load: Load, fakes: ModuleType) -> None:

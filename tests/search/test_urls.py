@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.engine import make_url
 
+from sparsevit.search.storage import shown
 from sparsevit.search.urls import expanded, masked
 
 
@@ -42,3 +43,7 @@ def test_variables_that_are_not_there(url: str, said: str) -> None:
 )  # fmt: skip
 def test_passwords_are_hidden(text: str, shown: str) -> None:
     assert masked(text) == shown
+
+
+def test_a_shown_database_has_no_password() -> None:
+    assert shown("postgresql://me:hunter2@h/d?password=hunter3") == "postgresql://me:***@h/d?password=***"

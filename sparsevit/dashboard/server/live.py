@@ -146,7 +146,8 @@ class Studies:
         found: dict[str, LiveStudy] = {}
         with self._lock:
             for place, database in enumerate(self._databases):
-                for name in database.names():
+                own = [name for name in database.names() if f"{database.url} {name}" in self._given]
+                for name in dict.fromkeys([*own, *database.names()]):  # what was asked for comes first
                     key = name if name not in found else f"{name} ({place + 1})"
                     spec, file, out = self._given.get(f"{database.url} {name}", (None, None, None))
                     found[key] = self._known.get(key) or LiveStudy(database, name, spec, file, out)
@@ -160,7 +161,9 @@ class Studies:
             UserError: if there is none.
         """
         studies = self.all()
-        if name is None and studies:
+        if name is None:
+            if not studies:
+                raise UserError("this database holds no study yet: it appears here once its search has begun")
             return next(iter(studies.values()))
         if name not in studies:
             raise UserError(f"no study {name!r}; there are: {', '.join(studies) or 'none yet'}")

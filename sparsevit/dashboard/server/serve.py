@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,8 +87,12 @@ def build(
     from sparsevit.dashboard.server.pages import load_pages
     from sparsevit.search.storage import open_storage
 
+    shown = load_pages(pages)
     databases = [Database(url) for url in dict.fromkeys(urls)]
-    app = make_app(Studies(databases, given), load_pages(pages))
+    studies = Studies(databases, given)
+    with suppress(UserError):  # there may be none yet
+        studies.get(None).now()  # Optuna takes a while to read thousands of trials, once; so no visitor waits for it
+    app = make_app(studies, shown)
     stock = optuna_app(open_storage(urls[0], create=access.write), artifacts)
     rules = Rules(
         host=access.host,
@@ -121,7 +127,7 @@ def serve(app: Wsgi, access: Access, say: Callable[[str], object]) -> None:
         UserError: if the address cannot be bound to.
     """
     server = make_server(app, access)
-    for line in greeting(access, server.server_port):
+    for line in greeting(access, server.port):
         say(line)
     try:
         server.serve_forever()
@@ -130,7 +136,7 @@ def serve(app: Wsgi, access: Access, say: Callable[[str], object]) -> None:
 
 
 def make_server(app: Wsgi, access: Access) -> Any:
-    """A server that listens already, a thread for each request; `server_port` says where.
+    """A server that listens already, a thread for each request; `port` says where.
 
     Raises:
         UserError: if the address cannot be bound to.
@@ -149,10 +155,13 @@ def make_server(app: Wsgi, access: Access) -> Any:
     class Server(serving.ThreadedWSGIServer):
         daemon_threads = True
 
+    family = socket.AF_INET6 if ":" in access.host else socket.AF_INET
     try:
-        return Server(access.host, access.port, app, handler=Quiet)
-    except (OSError, SystemExit, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or "it is taken or not this machine's"
+        # Bound here, as werkzeug would print its own words on what goes wrong.
+        with socket.create_server((access.host.strip("[]"), access.port), family=family, backlog=128) as bound:
+            return Server(access.host, bound.getsockname()[1], app, handler=Quiet, fd=bound.fileno())
+    except (OSError, OverflowError) as error:
+        reason = (getattr(error, "strerror", None) or "no such address").lower()
         raise UserError(f"cannot serve on {access.host} port {access.port}: {reason}; try another --port") from None
 
 

@@ -222,15 +222,15 @@ def test_a_real_server_keeps_the_same_rules() -> None:
             ("foreign", "GET", {"Authorization": f"Bearer {TOKEN}", "Host": "evil.example"}),
             ("delete", "DELETE", {"Authorization": f"Bearer {TOKEN}"}),
         ):
-            connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
             connection.request(method, "/api/studies/1", headers=headers)
             answer = connection.getresponse()
             seen[name] = answer.status
             assert answer.headers["Server"] == "sparsevit"
             connection.close()
         assert seen == {"plain": 401, "token": 200, "foreign": 403, "delete": 405}
-        with pytest.raises(UserError, match=f"port {server.server_port}"):
-            make_server(echo, Access(port=server.server_port))
+        with pytest.raises(UserError, match=f"port {server.port}"):
+            make_server(echo, Access(port=server.port))
     finally:
         server.shutdown()
         server.server_close()

@@ -20,6 +20,7 @@ from sparsevit.assets import asset
 from sparsevit.dashboard import tables
 from sparsevit.dashboard.figures import FIGURES
 from sparsevit.dashboard.page import Page
+from sparsevit.dashboard.server.thin import thin
 from sparsevit.dashboard.text import accuracy_text, figure_of, metric_label, ms_text, shown_metrics
 from sparsevit.errors import UserError
 from sparsevit.search.results import StudyResults
@@ -96,7 +97,7 @@ def render(results: StudyResults, page: Page, study: str) -> str:
         "footnote": "" if all(row.confirmed for row in [*front, *compared]) else tables.FOOTNOTE,
         "kinds": FIGURES,
         # Plotly escapes <, > and / in its JSON, so no text in a figure can end the element that holds it.
-        "figures": {name: Markup(FIGURES[name].draw(results).to_json()) for name in names},
+        "figures": {name: Markup(thin(FIGURES[name].draw(results)).to_json()) for name in names},
         "reproduce": _commands(results, study),
         "provenance": _provenance(results),
         "plotly_js": Markup(plotly_js),

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from plotly.offline import get_plotlyjs
 
+from sparsevit.dashboard.figures import FIGURES
 from sparsevit.dashboard.page import Page
 from sparsevit.dashboard.report import summary, write_report, write_text
+from sparsevit.dashboard.server.pages import load_pages
 from sparsevit.errors import UserError
 from sparsevit.search.results import Bounds, StudyResults
 
@@ -59,6 +61,22 @@ def test_one_file_of_at_most_seven_megabytes_with_plotly_once(finished: StudyRes
     assert [one.name for one in path.parent.iterdir()] == ["report.html"]
     assert path.stat().st_size <= 7e6
     assert path.read_text(encoding="utf-8").count(get_plotlyjs()) == 1
+
+
+def test_ten_thousand_trials_fit_too(finished: StudyResults, tmp_path: Path) -> None:
+    many = [
+        replace(one, number=i, worker=f"host{i % 8}:{i}", confirmed=None, measured=None)
+        for i, one in enumerate([*finished.trials] * 167)
+    ]
+    path = write_report(replace(finished, trials=many), tmp_path / "report.html")
+    assert path.stat().st_size <= 7e6
+
+
+def test_it_shows_every_figure_of_the_dashboards_pages(finished: StudyResults, tmp_path: Path) -> None:
+    shown = {name.removeprefix("figure-") for name in report(finished, tmp_path).figures()}
+    named = {name for page in load_pages().values() for section in page.sections for name in section.figures}
+    assert named
+    assert named | set(FIGURES) == shown
 
 
 def test_nothing_is_loaded_from_anywhere(finished: StudyResults, tmp_path: Path) -> None:

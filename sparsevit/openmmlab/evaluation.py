@@ -6,6 +6,7 @@ Figures are those of pycocotools, computed by faster-coco-eval.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -137,9 +138,9 @@ class DetectorEvaluation:
         from faster_coco_eval import COCO, COCOeval_faster
 
         ids = self.dataset.img_ids[: len(results)]
-        detections = _as_coco(results, ids, self.dataset.cat_ids)
         kinds = ("bbox", "segm") if isinstance(results[0], tuple) else ("bbox",)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), _without_collection():
+            detections = _as_coco(results, ids, self.dataset.cat_ids)
             if self._truth is None:  # building its index takes longer than judging does
                 self._truth = COCO(self.dataset.coco.dataset)
             truth = self._truth
@@ -177,6 +178,18 @@ class HostCopy:
             self._ready.synchronize()
         array: NDArray[np.float32] = self._host.numpy()
         return array
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Tens of thousands of entries, none of which is garbage: looking for some takes longer than judging them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -115,6 +115,22 @@ def test_no_detection_at_all_is_0(evaluation: Any) -> None:
     assert set(figures.values()) == {0.0}
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_again_after_judging(evaluation: Any, enabled: bool) -> None:
+    import gc
+
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        evaluation.metrics(Finds(found(evaluation, "mixed")))
+        assert gc.isenabled() is enabled
+        with pytest.raises(TypeError):
+            evaluation.metrics(Finds([None] * 4))
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
 def test_a_model_without_masks_has_box_figures_alone(evaluation: Any) -> None:
     figures = evaluation.metrics(Finds([boxes for boxes, _ in found(evaluation, "perfect")]))
     assert set(figures) == {f"bbox_{name}" for name in STATS}

@@ -153,7 +153,7 @@ def ours(
             return figures
 
     batch = given.batch or BATCH.get(device.type, 1)
-    evaluation = Clocked(test_dataset(config.data.test, batched=True), batch=batch)
+    evaluation = Clocked(test_dataset(config.data.test, batched=True), batch=batch, on_device=True)
     judge = Judge(model, evaluation, precision_on(device, given.precision))
     found = []
     for number, sparsity in enumerate([sparsities[0], *sparsities]):

@@ -25,24 +25,32 @@ _STATS = {"mAP": 0, "mAP_50": 1, "mAP_75": 2, "mAP_s": 3, "mAP_m": 4, "mAP_l": 5
 
 
 class DetectorEvaluation:
-    """A data set that detectors are judged on, again and again."""
+    """A data set that detectors are judged on, again and again.
 
-    def __init__(self, dataset: Any, *, batch: int = 1) -> None:
+    Args:
+        batch: images run at once.
+        on_device: keep images on the detector's GPU, in a quarter of the memory that is free there when the first one
+            is decoded. Not while it is being trained.
+    """
+
+    def __init__(self, dataset: Any, *, batch: int = 1, on_device: bool = False) -> None:
         self.dataset = dataset
         self.batch = batch
+        self.on_device = on_device
+        self._most_bytes: int | None = None
         self._cache: dict[int, tuple[Tensor, dict[str, Any]]] = {}
         self._cached_bytes = 0
         self._device = torch.device("cpu")
         self._truth: Any = None
 
     @classmethod
-    def of_dataset(cls, config: Mapping[str, Any], *, batch: int = 1) -> DetectorEvaluation:
+    def of_dataset(cls, config: Mapping[str, Any], *, batch: int = 1, on_device: bool = False) -> DetectorEvaluation:
         """From an mmdet data set config (`data.val` or `data.test`).
 
         Raises:
             UserError: if its files are not there, it is not in COCO format, or it holds no image.
         """
-        return cls(test_dataset(config, batched=batch > 1), batch=batch)
+        return cls(test_dataset(config, batched=batch > 1), batch=batch, on_device=on_device)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -85,18 +93,17 @@ class DetectorEvaluation:
             sample = self.dataset[index]
         except FileNotFoundError as error:
             raise UserError(f"the data set's image is not there: {error.filename or error}") from error
-        image, meta = _open(sample["img"]).to(self._device), _open(sample["img_metas"])
+        image, meta = _open(sample["img"]), _open(sample["img_metas"])
+        if self.on_device:
+            image = image.to(self._device)
+        if self._most_bytes is None:
+            on_gpu = self.on_device and self._device.type == "cuda"
+            self._most_bytes = torch.cuda.mem_get_info(self._device)[0] // 4 if on_gpu else CACHE_BYTES
         size = image.numel() * image.element_size()
-        if size <= self._room():
+        if self._cached_bytes + size <= self._most_bytes:
             self._cached_bytes += size
             self._cache[index] = (image, meta)
         return image, meta
-
-    def _room(self) -> int:
-        """Bytes of images that may yet be kept: on a GPU a quarter of the memory that is free."""
-        if self._device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self._device)[0]) // 4
-        return CACHE_BYTES - self._cached_bytes
 
     def _batches(self, count: int) -> Iterator[tuple[list[int], Tensor, list[dict[str, Any]]]]:
         """Images of one shape, at most `batch` at a time, with their indices; each image once."""

@@ -37,7 +37,7 @@ class DetectorEvaluator:
         self._model = build_model(self._config, checkpoint).to(device).eval()
         self._masks = masks
         split = self._config.data.get("test") or self._config.data.val
-        self._evaluation = DetectorEvaluation.of_dataset(split, batch=batch)
+        self._evaluation = DetectorEvaluation.of_dataset(split, batch=batch, on_device=True)
         self._judge = Judge(self._model, self._evaluation, dtype)
 
     def backbone(self) -> nn.Module:

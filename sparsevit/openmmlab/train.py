@@ -196,7 +196,7 @@ def judge_all(
     backbone = backbone_of(model)
     wanted = [Sparsity.of(text, backbone.depths) for text in sparsities] if sparsities else [backbone.sparsity]
     evaluation = DetectorEvaluation.of_dataset(
-        config.data.get("test") or config.data.val, batch=BATCH.get(place.type, 1)
+        config.data.get("test") or config.data.val, batch=BATCH.get(place.type, 1), on_device=True
     )
     check_test_data(
         evaluation.dataset, model, images=images, key="data.test" if config.data.get("test") else "data.val"

@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", default=[*NAMES, STOCK], choices=[*NAMES, STOCK])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--bounds", type=float, nargs="+", default=BOUNDS, help="shares of the band of latencies")
-    parser.add_argument("--population", type=int, default=20, help="of nsga2 and surrogate; the others have their own")
+    parser.add_argument("--population", type=int, default=20, help="of nsga2; the others have none or their own")
     parser.add_argument("--budget", type=int, default=2000, help="evaluations before a search is given up")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()

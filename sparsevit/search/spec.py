@@ -204,7 +204,7 @@ class SearchSpec(_Table):
     trials: Count = 100
     """Finished trials in total, those of earlier runs included."""
     population: Annotated[int, Field(strict=True, ge=2)] = 20
-    """Trials of a generation of `nsga2`, or spread over the feasible band before `surrogate` asks its model."""
+    """Trials of a generation of `nsga2`. Small ones find more when trials are few."""
     confirm: Count = 12
     """At most so many configurations of the front are measured and evaluated again in the end."""
     seed: Annotated[int, Field(strict=True, ge=0)] = 0

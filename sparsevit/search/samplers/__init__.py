@@ -37,7 +37,7 @@ def make_sampler(
         name: `surrogate` (a model of accuracy), `nsga2` (Optuna's NSGA-II), `tpe`, `gp` and `random` (Optuna's own), or
             `paper` (the evolution of the paper's code).
         candidates: what may be proposed.
-        population: trials of a generation of `nsga2`, or before `surrogate` asks its model; the others have their own.
+        population: trials of a generation of `nsga2`; the others have none, or their own.
         seed: of the study.
         accept: see `CandidateSampler`.
         refused: rows known to be refused already.
@@ -50,7 +50,7 @@ def make_sampler(
     if name == "surrogate":
         from sparsevit.search.samplers.surrogate import SurrogateSampler
 
-        return SurrogateSampler(candidates, population=population, seed=seed, accept=accept, refused=refused)
+        return SurrogateSampler(candidates, seed=seed, accept=accept, refused=refused)
     if name == "nsga2":
         from sparsevit.search.sampler import SparsitySampler
 

@@ -25,12 +25,16 @@ SHORTLIST = 512
 FITTED = 1000
 """Trials that the model is fitted to, at most: those nearest to the front."""
 
-BEYOND = 0.25
-"""How far beyond the slowest candidate hypervolumes reach, as a share of the feasible band: the ends count too."""
+BEYOND = 1.0
+"""How far beyond the slowest candidate hypervolumes reach, as a share of the feasible band: accuracy close to the upper
+bound counts, too."""
+
+START = 6
+"""Trials before the model is asked; what it assumes beforehand (see there) makes up for their being few."""
 
 
 class SurrogateSampler(CandidateSampler):
-    """A first population spread over the feasible band, then the candidate with the highest expected gain in
+    """A few trials spread over the feasible band, then the candidate with the highest expected gain in
     hypervolume each time. Nothing is drawn that could be infeasible or a repetition.
 
     The first objective counts as accuracy, where it is finite; latencies are the candidates' own. Trials that other
@@ -41,14 +45,11 @@ class SurrogateSampler(CandidateSampler):
         self,
         candidates: Candidates,
         *,
-        population: int,
         seed: int,
         accept: Callable[[int], bool] | None = None,
         refused: Iterable[int] = (),
     ) -> None:
-        """`population` is the number of first trials; the rest is as for every `CandidateSampler`."""
         super().__init__(candidates, seed=seed, accept=accept, refused=refused)
-        self._population = population
         self._ratios = np.array([float(value) for value in candidates.space.grid])
 
     def propose(self, moment: Moment) -> tuple[int, Draw]:
@@ -56,8 +57,8 @@ class SurrogateSampler(CandidateSampler):
         places = np.flatnonzero(complete & (moment.rows >= 0))
         accuracies = -losses_of(moment.study, [moment.before[place] for place in places.tolist()])[:, 0]
         finite = np.isfinite(accuracies)
-        if moment.index < self._population or finite.sum() < 2:
-            return self.spread(moment.index, self._population, moment.free, moment.rng), Draw()
+        if moment.index < START or finite.sum() < 2:
+            return self.spread(moment.index, START, moment.free, moment.rng), Draw()
         rows, accuracies = self._nearest_the_front(moment.rows[places[finite]], accuracies[finite])
         model = AccuracyModel.fit(self._ratios, self.candidates.levels_of(rows), accuracies)
         pending = moment.rows[~complete & (moment.rows >= 0)]

@@ -54,7 +54,7 @@ def _rate(results: StudyResults, running: bool) -> Fact:
         remark = f"{_duration(60 * left / rate)} left, at {datetime.now() + timedelta(minutes=left / rate):%H:%M}"
     else:
         remark = f"{left} to go; nobody works on them"
-    return Fact(f"{rate:.3g}", "trials a minute", remark)
+    return Fact(f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}", "trials a minute", remark)
 
 
 def _workers(results: StudyResults, trials: int, workers: int) -> Fact:

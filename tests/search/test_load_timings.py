@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
+from optuna.trial import TrialState, create_trial
+
 from sparsevit.search.ledger import Accuracy, Ledger
 from sparsevit.search.load import load_results
 from sparsevit.search.record import read_record
@@ -35,9 +37,9 @@ def test_timings_uniform_references_and_running_trials(load: Callable[..., Study
         ledger.put_accuracy(uniform, results.images_confirm, Accuracy({"bbox_mAP": 0.5}, 1.0))
         (timing,) = fakes.measure(fakes.FakeBackbone(), None, [uniform])
         ledger.put_latency(uniform, timing)
-        number = study.ask().number
+        study.add_trial(create_trial(state=TrialState.RUNNING))
     again = load_results(spec)
     added = next(one for one in again.references if one.label == "uniform 30%")
     assert added.accuracy == {"bbox_mAP": 0.5}
     assert len(again.references) == len(results.references) + 1
-    assert [one.number for one in again.running] == [number]
+    assert [one.number for one in again.running] == [len(results.trials)]

@@ -24,6 +24,8 @@ from sparsevit.cli.measure import measure
 from sparsevit.cli.report import report
 from sparsevit.cli.search import search
 from sparsevit.cli.status import status
+from sparsevit.cli.stop import resume, stop
+from sparsevit.cli.worker import worker
 from sparsevit.errors import UserError
 
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
@@ -56,6 +58,9 @@ app.command()(check)
 app.command()(search)
 app.command()(status)
 app.command()(dashboard)
+app.command()(stop)
+app.command()(resume)
+app.command()(worker)
 app.command()(report)
 app.command()(export)
 app.command()(finetune)

@@ -13,3 +13,10 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Overrule a key of the study file; may be given several times."),
 ]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes that evaluate at once, a GPU each; search.workers by default.")
+]
+Grace = Annotated[
+    float | None,
+    typer.Option(min=1, metavar="SECONDS", help="A worker that gives no sign for so long counts as dead; 300."),
+]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparsevit.cli.options import Out, Settings, StudyFile
+from sparsevit.cli.options import Grace, Out, Settings, StudyFile, Workers
 
 if TYPE_CHECKING:
     from sparsevit.search.results import StudyResults
@@ -23,6 +23,8 @@ def search(
     out: Out = None,
     setting: Settings = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Overrule search.seed.")] = None,
+    workers: Workers = None,
+    grace: Grace = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and how long it may take; search nothing.")
     ] = False,
@@ -35,6 +37,7 @@ def search(
     """
     from sparsevit.search.run import search as run
     from sparsevit.search.spec import StudySpec
+    from sparsevit.search.worker import GRACE_S
 
     if dry_run:
         from sparsevit.cli.dry_run import print_preview
@@ -44,7 +47,14 @@ def search(
         print_preview(preview(spec, out=out), spec, study)
         return
     spec = StudySpec.load(study, _settings(setting, seed))
-    results = run(spec, trials=trials, out=out, then=_annotate(spec, study, out))
+    results = run(
+        spec,
+        trials=trials,
+        out=out,
+        then=_annotate(spec, study, out),
+        workers=workers,
+        grace_s=grace or GRACE_S,
+    )
     _print(results, spec, study, out)
 
 

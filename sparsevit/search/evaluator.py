@@ -45,6 +45,14 @@ class EndToEnd(Protocol):
 
 
 @runtime_checkable
+class Shrinkable(Protocol):
+    """Optional: evaluates in batches, which may be smaller where memory does not suffice. Accuracies stay the same."""
+
+    def smaller_batch(self) -> bool:
+        """Halve the batch from now on; `False` if it cannot be smaller."""
+
+
+@runtime_checkable
 class Exporter(Protocol):
     """Optional: hands a found sparsity back in the user's own training framework."""
 

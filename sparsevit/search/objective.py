@@ -6,15 +6,18 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from optuna.exceptions import TrialPruned
 from optuna.trial import Trial
 
+from sparsevit.console import console
 from sparsevit.errors import UserError
-from sparsevit.search.ledger import Accuracy, Ledger
+from sparsevit.search.claims import NothingLeftError
+from sparsevit.search.gate import Gate
+from sparsevit.search.ledger import Accuracy, Ledger, Subject
+from sparsevit.search.patience import patiently
 from sparsevit.search.results import Bounds
-from sparsevit.search.samplers.base import CandidateSampler
+from sparsevit.search.samplers.base import CandidateSampler, Draw
 from sparsevit.search.score import scored
 from sparsevit.sparsity import Sparsity
 
@@ -43,15 +46,29 @@ class PaidAccuracy:
 
     def __call__(self, sparsity: Sparsity, images: int | None, step: Step | None = None) -> Accuracy:
         """Raises a UserError if the evaluator hands back something else than finite numbers."""
-        known = self.ledger.accuracy(sparsity, images)
+        known = patiently(lambda: self.ledger.accuracy(sparsity, images))
         if known is not None:
             return known
         start = time.monotonic()
-        metrics = _finite(self.evaluator.accuracy(sparsity, images=images, step=step), sparsity)
+        metrics = _finite(self._ask(sparsity, images, step), sparsity)
         accuracy = Accuracy(metrics, time.monotonic() - start)
-        self.ledger.put_accuracy(sparsity, images, accuracy)
+        patiently(lambda: self.ledger.put_accuracy(sparsity, images, accuracy))
         self.evaluations += 1
         return accuracy
+
+    def _ask(self, sparsity: Sparsity, images: int | None, step: Step | None) -> Mapping[str, float]:
+        """Where memory does not suffice, and the evaluator can, with ever smaller batches."""
+        from sparsevit.search.evaluator import Shrinkable
+
+        while True:
+            try:
+                return self.evaluator.accuracy(sparsity, images=images, step=step)
+            except Exception as error:
+                if not out_of_memory(error) or not isinstance(self.evaluator, Shrinkable):
+                    raise
+                if not self.evaluator.smaller_batch():
+                    raise
+            console.print(f"{sparsity} ran out of memory: from now on in smaller batches")
 
 
 @dataclass
@@ -77,57 +94,76 @@ class PaidLatency:
 
 
 @dataclass(frozen=True)
-class Objective:
-    """What `study.optimize` calls: returns accuracy (a fraction, to maximise) and latency (ms, to minimise).
+class Proposal:
+    """A configuration that a trial has taken, and what is known of it before its accuracy.
 
-    The latency is the predicted one, or the measured one where a latency model is not to be trusted.
+    Attributes:
+        sparsity: the configuration.
+        row: which candidate it is.
+        predicted_ms: by the latency model.
+        latency_ms: what the search goes by: the predicted latency, or the measured one where the model is not to be
+            trusted.
+        draw: how it was found.
+    """
+
+    sparsity: Sparsity
+    row: int
+    predicted_ms: float
+    latency_ms: float
+    draw: Draw
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Fills a trial in when it is taken, and says what is stored when it is finished.
 
     Attributes:
         sampler: proposes candidates, whose latencies are known.
-        judge: gives accuracies.
-        metric: the metric to maximise.
-        images: the first so many judge a trial; `None` for all.
+        subject: what figures in the ledger are of.
+        metric: the metric to maximise; latency is minimised.
         bounds: of latency, in ms.
-        meter: gives measured latencies; `None` to go by the predicted ones.
+        gate: knows measured latencies, where they count.
     """
 
     sampler: CandidateSampler
-    judge: PaidAccuracy
+    subject: Subject
     metric: str
-    images: int | None
     bounds: Bounds
-    meter: PaidLatency | None = None
+    gate: Gate
 
-    def __call__(self, trial: Trial) -> tuple[float, float]:
-        if not trial.relative_params:  # other workers took the last ones since this one counted
-            trial.study.stop()
-            raise TrialPruned("every configuration within the bounds is taken")
+    def fill(self, trial: Trial) -> Proposal:
+        """Parameters and constraints of a new trial; raises a `NothingLeftError` where no configuration is free."""
+        if not trial.relative_params:
+            raise NothingLeftError
         candidates = self.sampler.candidates
         space = candidates.space
         top = len(space.grid) - 1
         levels = [trial.suggest_int(name, 0, top) for name in space.layer_names]
         sparsity = space.decode(levels)
         trial.set_user_attr(SPARSITY, str(sparsity))
-        predicted_ms = float(candidates.ms[candidates.row(sparsity)])
-        latency_ms = self.meter(sparsity).median_ms if self.meter else predicted_ms
+        row = int(candidates.rows([levels])[0])
+        predicted_ms = float(candidates.ms[row])
+        latency_ms = self.gate.measured_ms(row) or predicted_ms
         set_constraints(trial, latency_ms, self.bounds)
-        before = self.judge.evaluations
-        accuracy = self.judge(sparsity, self.images)
-        metrics = scored(accuracy.metrics, self.metric)
         draw = self.sampler.pop_draw(trial.number)
-        trial.set_user_attr(
-            OUTCOME,
-            {
-                "accuracy": metrics,
-                "seconds": accuracy.seconds,
-                "predicted_ms": predicted_ms,
-                "kept": self.judge.ledger.subject.kept(sparsity),
-                "source": "evaluated" if self.judge.evaluations > before else "ledger",
-                "infeasible": draw.infeasible,
-                "duplicate": draw.duplicate,
-            },
-        )
-        return metrics[self.metric], latency_ms
+        return Proposal(sparsity, row, predicted_ms, latency_ms, draw)
+
+    def outcome(self, proposal: Proposal, accuracy: Accuracy, *, evaluated: bool) -> dict[str, Any]:
+        """User attributes of a finished trial."""
+        outcome = {
+            "accuracy": scored(accuracy.metrics, self.metric),
+            "seconds": accuracy.seconds,
+            "predicted_ms": proposal.predicted_ms,
+            "kept": self.subject.kept(proposal.sparsity),
+            "source": "evaluated" if evaluated else "ledger",
+            "infeasible": proposal.draw.infeasible,
+            "duplicate": proposal.draw.duplicate,
+        }
+        return {OUTCOME: outcome}
+
+    def values(self, proposal: Proposal, accuracy: Accuracy) -> tuple[float, float]:
+        """Accuracy (a fraction, to maximise) and latency (ms, to minimise)."""
+        return scored(accuracy.metrics, self.metric)[self.metric], proposal.latency_ms
 
 
 def set_constraints(trial: Trial, latency_ms: float, bounds: Bounds) -> None:
@@ -142,6 +178,11 @@ def set_constraints(trial: Trial, latency_ms: float, bounds: Bounds) -> None:
     for name, value in constraints.items():
         trial.set_constraint(name, value)
     trial.storage.set_trial_system_attr(trial._trial_id, "constraints", list(constraints.values()))
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether this is how Python, torch or CUDA say that memory does not suffice."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
 
 
 def _finite(metrics: Mapping[str, float], sparsity: Sparsity) -> dict[str, float]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,23 +20,29 @@ from optuna.trial import FrozenTrial, TrialState
 from sparsevit.console import console, progress
 from sparsevit.errors import UserError
 from sparsevit.latency import timing
+from sparsevit.latency.environment import allowed_cpus
 from sparsevit.search.bounds import resolve
 from sparsevit.search.candidates import Candidates, find_candidates, require
+from sparsevit.search.claims import Claims
 from sparsevit.search.duration import duration_text
 from sparsevit.search.export import export_best
 from sparsevit.search.factory import Supernet, open_supernet
+from sparsevit.search.gate import Gate
 from sparsevit.search.latency import known_latencies, paid_latency
 from sparsevit.search.ledger import Ledger
 from sparsevit.search.load import assemble
-from sparsevit.search.objective import Objective, PaidAccuracy, PaidLatency
+from sparsevit.search.objective import Objective, PaidAccuracy
+from sparsevit.search.patience import patiently
+from sparsevit.search.pool import Pool, Process, share, start_worker
 from sparsevit.search.record import HeldOutRecord, StudyRecord, Wishes, read_record, refuse_other
 from sparsevit.search.results import Bounds, StudyResults
 from sparsevit.search.samplers import check_sampler, make_sampler
 from sparsevit.search.score import missing, scored
 from sparsevit.search.selection import to_confirm
-from sparsevit.search.storage import GRACE_S, check_folder, check_storage, storage_at
+from sparsevit.search.storage import alone, check_folder, check_storage, storage_at
 from sparsevit.search.study import find_study, fingerprint, open_study, provenance
-from sparsevit.search.worker import fail_dead_trials
+from sparsevit.search.trials import run_trials
+from sparsevit.search.worker import GRACE_S, Presence, Watch, stuck_processes
 
 if TYPE_CHECKING:
     from sparsevit.latency.model import LatencyModel
@@ -43,54 +54,142 @@ Finish = Callable[[Study, StudyResults, "Evaluator"], None]
 """What else is done with a study that is confirmed."""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A study that workers may work on: opened or created, with all they need.
+
+    Attributes:
+        spec: what was asked for.
+        storage: its database.
+        supernet: opened.
+        ledger: of its supernet.
+        judge: pays for accuracies.
+        model: its latency model.
+        record: what is stored with it.
+        candidates: the configurations within its bounds.
+        objective: fills trials in.
+        study: with its sampler.
+        asked: trials that are to be finished in the end.
+    """
+
+    spec: StudySpec
+    storage: RDBStorage
+    supernet: Supernet
+    ledger: Ledger
+    judge: PaidAccuracy
+    model: LatencyModel
+    record: StudyRecord
+    candidates: Candidates
+    objective: Objective
+    study: Study
+    asked: int
+
+
 def search(
-    spec: StudySpec, *, trials: int | None = None, out: str | Path | None = None, then: Finish | None = None
+    spec: StudySpec,
+    *,
+    trials: int | None = None,
+    out: str | Path | None = None,
+    then: Finish | None = None,
+    workers: int | None = None,
+    grace_s: float = GRACE_S,
 ) -> StudyResults:
     """Run a study until so many trials are finished, or go on with it; confirm its front and export its best.
 
-    A run that is interrupted loses at most the evaluation in flight.
+    A run that is interrupted loses at most the evaluations in flight. One that is stopped confirms nothing.
 
     Args:
         spec: the study.
         trials: finished trials in total, in place of the study file's number.
         out: folder of the results, in place of the study file's.
         then: called with the results once the front is confirmed, while study and supernet are still open.
+        workers: processes that work at once, in place of the study file's number; one works in this process.
+        grace_s: seconds after which a worker that gives no sign counts as dead.
 
     Raises:
         UserError: for whatever the user can set right; nothing half-written is left.
     """
-    asked = trials or spec.search.trials
-    folder, url = spec.folder(out), spec.url(out)
-    check_folder(folder)
+    folder = spec.folder(out)
+    with _prepared(spec, trials, out) as ready:
+        with Presence(ready.storage.engine, spec.name) as presence:
+            count = _count(ready, workers or spec.search.workers)
+            if count == 1:
+                _run_alone(ready, presence, grace_s)
+            else:
+                _run_pool(ready, presence, count, folder, grace_s)
+        results = assemble(ready.study, ready.record, ready.storage)
+        if presence.stopped:
+            console.print(f"stopped after {len(results.trials)} of {ready.asked} trials: sparsevit resume goes on")
+        else:
+            _confirm(spec, ready.supernet, ready.ledger, ready.judge, results, ready.model)
+            results = assemble(ready.study, ready.record, ready.storage)
+        export_best(ready.supernet.evaluator, results, folder)
+        if then is not None:
+            then(ready.study, results, ready.supernet.evaluator)
+    return results
+
+
+def work(
+    spec: StudySpec,
+    *,
+    trials: int | None = None,
+    out: str | Path | None = None,
+    grace_s: float = GRACE_S,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Work on a study beside others until it has so many finished trials; the first that comes prepares it.
+
+    SIGTERM, and `sparsevit stop`, end it after the trial it is at. It confirms nothing: `search` does, in the end.
+
+    Args:
+        spec: the study; the same for all.
+        trials: as for `search`; likewise `out` and `grace_s`.
+        stopped: asked between trials whether to stop.
+
+    Raises:
+        UserError: for whatever the user can set right.
+    """
+    with _prepared(spec, trials, out) as ready, Presence(ready.storage.engine, spec.name) as presence:
+        before = signal.signal(signal.SIGTERM, lambda *_: presence.stop())
+        try:
+            _run_alone(ready, presence, grace_s, stopped)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _prepared(spec: StudySpec, trials: int | None, out: str | Path | None) -> Iterator[Prepared]:
+    """Open a study, or create it, which one process does at a time: measuring and the dense accuracy are paid once."""
+    asked, url = trials or spec.search.trials, spec.url(out)
+    check_folder(spec.folder(out))
     check_storage(url)
     check_sampler(spec.search.sampler)
     supernet = open_supernet(spec)
     with _quiet_optuna(), storage_at(url) as storage:
-        ledger = Ledger(storage.engine, supernet.subject)
-        settings = fingerprint(spec, supernet)
-        record = _existing(storage, spec.name, settings)
-        judge = PaidAccuracy(supernet.evaluator, ledger)
-        model, trusted = known_latencies(supernet, ledger, spec.latency.error_limit)
-        bounds = record.bounds if record else resolve(spec.latency.max, spec.latency.min, model.dense.median_ms)
-        candidates = find_candidates(
-            supernet.space, supernet.subject.windows, model.predict_levels, bounds, supernet.restriction
-        )
-        require(candidates, bounds, str(supernet.target))
-        metrics = _dense_metrics(spec, supernet, ledger, judge)
-        record = record or _record(spec, supernet, settings, bounds, model, trusted, metrics)
-        wishes = Wishes(trials=asked, confirm_images=spec.accuracy.confirm_images, seed=spec.search.seed)
-        meter = paid_latency(supernet, ledger, model) if record.measured else None
-        sampler = _sampler(spec, candidates, bounds, ledger, meter)
-        study = open_study(storage, spec.name, record, wishes, sampler)
-        fail_dead_trials(study, grace_s=GRACE_S)
-        objective = Objective(sampler, judge, record.metric, record.images, bounds, meter)
-        _run_trials(study, objective, asked, candidates, spec.search.time_limit)
-        _confirm(spec, supernet, ledger, judge, assemble(study, record, storage), model)
-        results = assemble(study, record, storage)
-        export_best(supernet.evaluator, results, folder)
-        if then is not None:
-            then(study, results, supernet.evaluator)
-    return results
+        with alone(storage.engine, lambda: console.print("waiting for another process that prepares a study here")):
+            ready = _prepare(spec, storage, supernet, asked)
+        yield ready
+
+
+def _prepare(spec: StudySpec, storage: RDBStorage, supernet: Supernet, asked: int) -> Prepared:
+    ledger = Ledger(storage.engine, supernet.subject)
+    settings = fingerprint(spec, supernet)
+    record = _existing(storage, spec.name, settings)
+    judge = PaidAccuracy(supernet.evaluator, ledger)
+    model, trusted = known_latencies(supernet, ledger, spec.latency.error_limit)
+    bounds = record.bounds if record else resolve(spec.latency.max, spec.latency.min, model.dense.median_ms)
+    candidates = find_candidates(
+        supernet.space, supernet.subject.windows, model.predict_levels, bounds, supernet.restriction
+    )
+    require(candidates, bounds, str(supernet.target))
+    metrics = _dense_metrics(spec, supernet, ledger, judge)
+    record = record or _record(spec, supernet, settings, bounds, model, trusted, metrics)
+    wishes = Wishes(trials=asked, confirm_images=spec.accuracy.confirm_images, seed=spec.search.seed)
+    gate = Gate(candidates, bounds, paid_latency(supernet, ledger, model) if record.measured else None)
+    sampler = _sampler(spec, candidates, bounds, ledger, gate)
+    study = open_study(storage, spec.name, record, wishes, sampler)
+    objective = Objective(sampler, ledger.subject, record.metric, bounds, gate)
+    return Prepared(spec, storage, supernet, ledger, judge, model, record, candidates, objective, study, asked)
 
 
 def _existing(storage: RDBStorage, name: str, settings: dict[str, str]) -> StudyRecord | None:
@@ -121,22 +220,20 @@ def _dense_metrics(spec: StudySpec, supernet: Supernet, ledger: Ledger, judge: P
     return tuple(scored(accuracy.metrics, spec.accuracy.metric))
 
 
-def _sampler(
-    spec: StudySpec, candidates: Candidates, bounds: Bounds, ledger: Ledger, meter: PaidLatency | None
-) -> CandidateSampler:
-    """The study's sampler; with a meter, one that proposes only what is within the bounds as measured."""
-    name, population, seed = spec.search.sampler, spec.search.population, spec.search.seed
-    if meter is None:
-        return make_sampler(name, candidates, population=population, seed=seed)
-
-    def accept(row: int) -> bool:
-        return bounds.contains(meter(candidates.sparsity(row)).median_ms)
-
-    measured = ledger.all_latencies()
+def _sampler(spec: StudySpec, candidates: Candidates, bounds: Bounds, ledger: Ledger, gate: Gate) -> CandidateSampler:
+    """The study's sampler, which proposes only what the gate lets through."""
+    measured = ledger.all_latencies() if gate.meter else {}
+    gate.know(measured)
     outside = [sparsity for sparsity, found in measured.items() if not bounds.contains(found.median_ms)]
     refused = [candidates.row(one) for one in outside if one in candidates.space]
-    known = [row for row in refused if row >= 0]
-    return make_sampler(name, candidates, population=population, seed=seed, accept=accept, refused=known)
+    return make_sampler(
+        spec.search.sampler,
+        candidates,
+        population=spec.search.population,
+        seed=spec.search.seed,
+        accept=gate,
+        refused=[row for row in refused if row >= 0],
+    )
 
 
 def _record(
@@ -174,44 +271,148 @@ def _record(
     )
 
 
-def _run_trials(study: Study, objective: Objective, asked: int, candidates: Candidates, seconds: float | None) -> None:
-    """Finish trials until there are as many as asked for, no configuration is left, or so many seconds are over."""
+def _count(ready: Prepared, workers: int) -> int:
+    """How many workers there may be: where candidates are measured, only as many as have a GPU each."""
+    target = ready.supernet.target
+    if workers > 1 and target.on_gpu and target.device != "cuda:0":
+        raise UserError(
+            f"target.device is {target.device}: with several workers write cuda:0, each takes a GPU in turn"
+        )
+    most = len(_gpus()) if target.on_gpu else 1
+    if ready.record.measured and workers > most:
+        console.print(
+            f"note: each candidate is measured, and workers would disturb each other: {most} instead of {workers}"
+        )
+        return most
+    return workers
+
+
+def _todo(ready: Prepared) -> tuple[int, int]:
+    """Finished trials, and how many there are still to do; says what the user may not expect."""
+    study, asked = ready.study, ready.asked
     done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     if done:
         console.print(f"study {study.study_name}: goes on after {done} finished trials; nothing is evaluated again")
-    free = objective.sampler.free(study)
+    running = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+    free = ready.objective.sampler.free(study) + running
     if done + free < asked:
         console.print(
-            f"note: only {len(candidates)} configurations within the bounds keep different windows, "
+            f"note: only {len(ready.candidates)} configurations within the bounds keep different windows, "
             f"so the search ends after {done + free} trials"
         )
-    todo = min(asked - done, free)
+    return done, min(asked - done, free)
+
+
+def _run_alone(
+    ready: Prepared, presence: Presence, grace_s: float, stopped: Callable[[], bool] = lambda: False
+) -> None:
+    """Finish trials in this process until there are as many as asked for, none is left, or the time is over."""
+    done, todo = _todo(ready)
     if todo <= 0:
         return
+    over = _deadline(ready)
+    claims = Claims(ready.storage, ready.study.study_name, ready.objective.sampler, Watch(grace_s))
     with progress("search", todo) as step:
-        study.optimize(objective, n_trials=todo, timeout=seconds, callbacks=[_note_best(study, objective, step)])
-    finished = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-    if seconds is not None and finished < done + todo:
+        run_trials(
+            claims,
+            ready.objective,
+            ready.judge,
+            images=ready.record.images,
+            asked=ready.asked,
+            stopped=lambda: presence.stopped or stopped() or over() <= 0,
+            finished=_note_best(ready, step),
+        )
+    _say_time(ready, over, done + todo)
+
+
+def _run_pool(ready: Prepared, presence: Presence, count: int, folder: Path, grace_s: float) -> None:
+    """The same in processes of their own, which this one starts and watches."""
+    done, todo = _todo(ready)
+    if todo <= 0:
+        return
+    over = _deadline(ready)
+    target = ready.supernet.target
+    # The threads that evaluate are shared out; those that a latency is of are not the worker's to choose.
+    fixed = ready.spec.target.model_copy(update={"device": target.device, "threads": target.threads})
+    environments = share(count, gpus=_gpus() if target.on_gpu else [], cpus=len(allowed_cpus()))
+    watch = Watch(grace_s)
+
+    def log(rank: int) -> Path:
+        return folder / "workers" / f"{rank}.log"
+
+    def start(rank: int) -> Process:
+        left = None if ready.spec.search.time_limit is None else max(over(), 1e-3)
+        searching = ready.spec.search.model_copy(update={"time_limit": left})
+        spec = ready.spec.model_copy(update={"target": fixed, "search": searching})
+        arguments = {"spec": spec, "trials": ready.asked, "out": folder, "grace_s": grace_s}
+        return start_worker(arguments, environments[rank], log(rank))
+
+    console.print(f"{count} workers, whose logs are in {folder / 'workers'}", markup=False)
+    with progress("search", todo) as step:
+        shown = done
+
+        def finished() -> int:
+            nonlocal shown
+            now = patiently(lambda: len(ready.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))))
+            if now > shown:
+                step(now - shown, note=_best_note(ready))
+                shown = now
+            return now
+
+        pool = Pool(start, count, log)
+        pool.run(
+            finished=finished,
+            stopped=lambda: presence.stopped,
+            stuck=lambda: patiently(lambda: stuck_processes(ready.storage.engine, watch)),
+        )
+    _say_time(ready, over, done + todo)
+
+
+def _deadline(ready: Prepared) -> Callable[[], float]:
+    """Tells the seconds that are left of the study file's time limit."""
+    end = time.monotonic() + (ready.spec.search.time_limit or math.inf)
+    return lambda: end - time.monotonic()
+
+
+def _say_time(ready: Prepared, over: Callable[[], float], wanted: int) -> None:
+    seconds, finished = ready.spec.search.time_limit, len(_complete(ready.study))
+    if seconds is not None and over() <= 0 and finished < wanted:
         console.print(
-            f"search.time_limit of {duration_text(seconds)} is over after {finished} of {done + todo} trials; the same "
+            f"search.time_limit of {duration_text(seconds)} is over after {finished} of {wanted} trials; the same "
             "again goes on"
         )
 
 
-def _note_best(study: Study, objective: Objective, step: Callable[..., None]) -> Callable[[Study, FrozenTrial], None]:
-    """A callback that moves the progress bar, with the best trial so far behind it."""
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    best = max(((one.values[0], -one.values[1]) for one in done), default=None)
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, as workers are told theirs."""
+    import torch
 
-    def callback(_: Study, trial: FrozenTrial) -> None:
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return listed.split(",") if listed else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _note_best(ready: Prepared, step: Callable[..., None]) -> Callable[[tuple[float, float]], None]:
+    """What moves the progress bar after a trial, with the best one so far behind it."""
+    best = max(((one.values[0], -one.values[1]) for one in _complete(ready.study)), default=(-math.inf, 0.0))
+
+    def finished(values: tuple[float, float]) -> None:
         nonlocal best
-        if trial.state != TrialState.COMPLETE:
-            return
-        found = trial.values[0], -trial.values[1]
-        best = found if best is None else max(best, found)
-        step(note=f"best {objective.metric} {best[0]:.3f} at {-best[1]:.4g} ms")
+        best = max(best, (values[0], -values[1]))
+        step(note=_note(ready, best))
 
-    return callback
+    return finished
+
+
+def _best_note(ready: Prepared) -> str:
+    return _note(ready, max((one.values[0], -one.values[1]) for one in _complete(ready.study)))
+
+
+def _note(ready: Prepared, best: tuple[float, float]) -> str:
+    return f"best {ready.record.metric} {best[0]:.3f} at {-best[1]:.4g} ms"
+
+
+def _complete(study: Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
 def _confirm(

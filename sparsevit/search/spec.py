@@ -208,6 +208,9 @@ class SearchSpec(_Table):
     confirm: Count = 12
     """At most so many configurations of the front are measured and evaluated again in the end."""
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    workers: Count = 1
+    """Processes that evaluate at once on this machine, a GPU each where there are several. Keep them far fewer than the
+    population: a trial that is finished late misses its generation."""
     time_limit: Annotated[float, Field(description='seconds, or a text like "45 min" or "8h"')] | None = None
     """Seconds after which a run starts no further trial; then it confirms what it has, which takes its own time. A
     number is seconds, a text like `"45 min"` or `"8h"` says its unit. None by default, and for `"none"`."""

@@ -6,13 +6,15 @@ are not blocked (WAL).
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import os
 import sqlite3
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,11 @@ from sparsevit.errors import MissingExtraError, UserError
 from sparsevit.search.tables import VERSION_TABLE
 from sparsevit.search.urls import masked
 
-HEARTBEAT_S = 30
-GRACE_S = 300
-"""A trial whose worker gave no sign for so long counts as dead."""
-
 LOCK_WAIT_S = 60
+LOCK_POLL_S = 0.1
+LOCK_POLLS_UNSAID = 20
+_LOCK = 0x5BA25E  # any number that others are unlikely to lock on the same server
 _URL_FORMS = "write it like sqlite:///trials.db or postgresql+psycopg://user@host/name"
-_SQLITE_HEADER = b"SQLite format 3\0"
 
 
 def open_storage(url: str, *, create: bool = True) -> RDBStorage:
@@ -54,10 +54,15 @@ def open_storage(url: str, *, create: bool = True) -> RDBStorage:
             raise UserError(f"there is no database {file}: start the search first, or name its folder with --out")
         _create_sqlite(file)
     with _one_line(parsed):
-        storage = _connect(parsed, skip_table_creation=not create or file is not None, writing=create)
         if create:
-            _migrate(storage.engine)
-        elif not sa.inspect(storage.engine).has_table(VERSION_TABLE):
+            engine = sa.create_engine(parsed)
+            with alone(engine):  # making tables from several processes at once fails
+                storage = _connect(parsed, skip_table_creation=file is not None, writing=True)
+                _migrate(storage.engine)
+            engine.dispose()
+        else:
+            storage = _connect(parsed, skip_table_creation=True, writing=False)
+        if not create and not sa.inspect(storage.engine).has_table(VERSION_TABLE):
             raise UserError(f"{shown(url)} holds no search of this project")
     return storage
 
@@ -127,11 +132,80 @@ def check_folder(folder: Path) -> None:
 
 
 @contextmanager
+def packed(storage: RDBStorage) -> Iterator[sa.Connection]:
+    """All that Optuna reads and writes meanwhile through `storage`, in one transaction: it happens as a whole or not.
+
+    It is for one thread, which yields the connection to add statements of its own. Where something in it fails, objects
+    of Optuna that were used in it remember what never happened: make new ones.
+    """
+    sessions = storage.scoped_session
+    storage.remove_session()
+    with storage.engine.begin() as connection:
+        sessions.configure(bind=connection, join_transaction_mode="rollback_only")
+        try:
+            yield connection
+        finally:
+            storage.remove_session()
+            sessions.configure(bind=storage.engine, join_transaction_mode="conditional_savepoint")
+
+
+@contextmanager
+def alone(engine: Engine, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the one lock of a database: only one process at a time, of all that use it, is inside.
+
+    A process that ends, however it does, lets go of it.
+
+    Args:
+        engine: of SQLite (the lock is on its folder) or PostgreSQL (an advisory lock).
+        waiting: called once if another process is inside for long.
+    """
+    hold = _hold_folder if engine.dialect.name == "sqlite" else _hold_server
+    with hold(engine) as held:
+        tries = 0
+        while not held():
+            tries += 1
+            if waiting is not None and tries == LOCK_POLLS_UNSAID:
+                waiting()
+            time.sleep(LOCK_POLL_S)
+        yield
+
+
+@contextmanager
 def accept_experimental() -> Iterator[None]:
-    """For the few calls into Optuna that are marked experimental and that we do rely on (metric names, heartbeat)."""
+    """For the few calls into Optuna that are marked experimental and that we do rely on (metric names)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
+
+
+@contextmanager
+def _hold_folder(engine: Engine) -> Iterator[Callable[[], bool]]:
+    folder = os.open(Path(engine.url.database or "").absolute().parent, os.O_RDONLY)
+
+    def held() -> bool:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    try:
+        yield held
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _hold_server(engine: Engine) -> Iterator[Callable[[], bool]]:
+    if engine.dialect.name != "postgresql":
+        yield lambda: True  # other servers: start the first worker before the rest
+        return
+    connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    try:
+        yield lambda: bool(connection.execute(sa.select(sa.func.pg_try_advisory_lock(_LOCK))).scalar())
+    finally:
+        connection.invalidate()  # a connection that is closed for real holds no lock
+        connection.close()
 
 
 def _check_sqlite(file: Path, writing: bool) -> None:
@@ -141,18 +215,19 @@ def _check_sqlite(file: Path, writing: bool) -> None:
         check_folder(file.parent)
     if not file.exists():
         return
+    # To close a file that SQLite has open in this process, even one opened for reading, drops SQLite's locks on it, and
+    # then the database is damaged: so nothing but SQLite opens it.
+    if not os.access(file, os.R_OK | (os.W_OK if writing else 0)):
+        raise UserError(f"cannot open the database {file}: permission denied")
+    no_database = f"{file} is not a SQLite database: remove it, or name another with storage.url"
+    if file.stat().st_size == 0:
+        raise UserError(no_database)
     try:
-        with file.open("r+b" if writing else "rb") as stream:
-            header = stream.read(len(_SQLITE_HEADER))
-    except OSError as error:
-        raise UserError(f"cannot open the database {file}: {(error.strerror or 'no permission').lower()}") from None
-    if header != _SQLITE_HEADER:
-        raise UserError(f"{file} is not a SQLite database: remove it, or name another with storage.url")
-    try:
-        with sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True) as connection:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        connection.close()
     except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
+            raise UserError(no_database) from None
         raise UserError(f"{file} is not a usable SQLite database: {error}") from None
     if tables and "studies" not in tables:
         raise UserError(f"{file} is a database of something else: it has no table of studies; name another")
@@ -184,19 +259,17 @@ def _connect(url: URL, *, skip_table_creation: bool, writing: bool) -> RDBStorag
     arguments: dict[str, Any] = {"pool_pre_ping": True}
     if url.get_backend_name() == "sqlite":
         arguments = {"connect_args": {"timeout": LOCK_WAIT_S}}
-    with accept_experimental():
-        storage = RDBStorage(
-            url.render_as_string(hide_password=False),
-            engine_kwargs=arguments,
-            heartbeat_interval=HEARTBEAT_S,
-            grace_period=GRACE_S,
-            skip_table_creation=skip_table_creation,
-        )
+    # Optuna's own heartbeats go by the clock on the wall, and take a thread per trial: see worker.py.
+    storage = RDBStorage(
+        url.render_as_string(hide_password=False), engine_kwargs=arguments, skip_table_creation=skip_table_creation
+    )
     if writing and url.get_backend_name() == "sqlite":
         sa.event.listen(storage.engine, "connect", _on_connect)
         sa.event.listen(storage.engine, "begin", _on_begin)
-        storage.remove_session()
-        storage.engine.dispose()  # connections opened before the listeners were there
+    elif url.get_backend_name() == "postgresql":
+        sa.event.listen(storage.engine, "connect", _on_connect_postgres)
+    storage.remove_session()
+    storage.engine.dispose()  # connections opened before the listeners were there
     return storage
 
 
@@ -205,6 +278,13 @@ def _on_connect(connection: sqlite3.Connection, _: Any) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _on_connect_postgres(connection: Any, _: Any) -> None:
+    # A worker that is stopped in the middle of a transaction holds up all others no longer than this.
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {LOCK_WAIT_S * 1000}")
+    connection.commit()
 
 
 def _on_begin(connection: sa.Connection) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, DateTime, Float, Integer, MetaData, String, Table, Text
+from sqlalchemy import Boolean, Column, DateTime, Float, Integer, MetaData, String, Table, Text
 
 VERSION_TABLE = "sparsevit_alembic_version"
 
@@ -44,4 +44,15 @@ latency_models = Table(
     Column("space", String(64), primary_key=True, comment="hash of depths and ratios"),
     Column("model", Text, nullable=False, comment="JSON"),
     Column("created", DateTime, nullable=False, comment="UTC"),
+)
+
+workers = Table(
+    "sparsevit_workers",
+    metadata,
+    Column("worker", String(255), primary_key=True, comment="host:process:namespace:start"),
+    Column("study", String(255), nullable=False, index=True),
+    Column("beat", Integer, nullable=False, comment="counts up for as long as the worker lives"),
+    Column("stop", Boolean, nullable=False, comment="asked to stop after the trial it is at"),
+    Column("started", DateTime, nullable=False, comment="UTC"),
+    Column("seen", DateTime, nullable=False, comment="UTC of the last beat, for people alone"),
 )

@@ -16,6 +16,7 @@ from alembic import command
 from alembic.config import Config
 from optuna.trial import create_trial
 
+from sparsevit.errors import UserError
 from sparsevit.search import storage as storage_module
 from sparsevit.search.load import load_results
 from sparsevit.search.run import search
@@ -120,16 +121,17 @@ def test_the_front_in_sql_is_the_front(load: Load) -> None:
 def test_trials_that_run_or_failed_have_a_row(load: Load, fakes: ModuleType) -> None:
     def fail() -> None:
         if len(fakes.FakeEvaluator.asked) == 3:
-            raise ValueError("out of memory")
+            raise ValueError("a fault")
 
     fakes.FakeEvaluator.before = fail
-    with pytest.raises(ValueError, match="out of memory"):
+    with pytest.raises(UserError, match=r"failed for 3 configurations in a row.* ValueError: a fault"):
         search(load(), trials=5)
     study = find_study(open_storage(URL), "small")
     assert study is not None
     study._storage.create_new_trial(study._study_id)
-    *finished, failed, running = ask("SELECT * FROM sparsevit_trials ORDER BY trial")
-    assert [row["state"] for row in (*finished, failed, running)] == ["COMPLETE", "COMPLETE", "FAIL", "RUNNING"]
+    *others, failed, running = ask("SELECT * FROM sparsevit_trials ORDER BY trial")
+    states = [row["state"] for row in (*others, failed, running)]
+    assert states == ["COMPLETE", "COMPLETE", "FAIL", "FAIL", "FAIL", "RUNNING"]
     assert failed["sparsity"] is not None
     assert failed["worker"]
     assert failed["feasible"] == 1

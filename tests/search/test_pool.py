@@ -1,0 +1,219 @@
+"""Several worker processes on one study: the budget is exact, whoever is killed, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import optuna
+import pytest
+
+from sparsevit.errors import UserError
+from sparsevit.search import pool as pool_module
+from sparsevit.search.pool import Pool, share
+from sparsevit.search.run import search
+from sparsevit.search.spec import StudySpec
+from sparsevit.search.storage import storage_at
+from sparsevit.search.worker import workers_of
+
+Load = Callable[..., StudySpec]
+
+SLOW = """
+import os, time
+import search_fakes
+from search_fakes import FakeEvaluator
+
+class Slow(FakeEvaluator):
+    def accuracy(self, sparsity, *, images=None, **rest):
+        if images == 10:  # a trial's
+            note("start", sparsity)
+        time.sleep(0.15)
+        return super().accuracy(sparsity, images=images, **rest)
+
+def note(what, sparsity):
+    with open("evaluations.log", "a") as log:
+        log.write(f"{what} {os.getpid()} {sparsity}\\n")
+
+def evaluator(*, config=None, checkpoint="builtin", flavour="plain", device, dtype):
+    return Slow(config, checkpoint, flavour, device, dtype)
+"""
+
+
+@pytest.fixture
+def slow(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    """Studies whose evaluations take a while and are written to a log."""
+    (tmp_path / "slow_fakes.py").write_text(SLOW)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lambda *more: load("supernet.evaluator=slow_fakes:evaluator", *more)
+    sys.modules.pop("slow_fakes")
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[str]:
+    """The URL of a database on a server of its own."""
+    pytest.importorskip("psycopg", reason="the extra postgres is not installed")
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not binaries:
+        pytest.skip("PostgreSQL is not installed")
+    if os.getuid() == 0 and shutil.which("runuser") is None:
+        pytest.skip("PostgreSQL does not run as root")
+    folder = Path("/tmp") / f"sparsevit-postgres-{os.getpid()}"
+    folder.mkdir()
+    user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    if user:
+        shutil.chown(folder, "postgres")
+
+    def run(name: str, *words: str) -> None:
+        subprocess.run([*user, str(binaries[-1] / name), *words], check=True, stdout=subprocess.DEVNULL, cwd="/tmp")
+
+    data = str(folder / "data")
+    try:
+        run("initdb", "-D", data, "-A", "trust", "-U", "tester", "--no-sync")
+        run("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", f"-k {folder} -c listen_addresses=", "start")
+        try:
+            yield f"postgresql+psycopg://tester@/postgres?host={folder}"
+        finally:
+            run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder)
+
+
+def check(spec: StudySpec, trials: int, kills: int) -> None:
+    """No trial too many or too few, none stuck, none infeasible, and no accuracy paid twice but for those in flight."""
+    with storage_at(spec.url()) as storage:
+        study = optuna.load_study(study_name="small", storage=storage)
+        found = study.get_trials(deepcopy=False)
+        assert workers_of(storage.engine, "small") == []
+    states = Counter(one.state.name for one in found)
+    assert states["COMPLETE"] == trials
+    assert states["RUNNING"] == 0
+    assert states["FAIL"] <= kills
+    complete = [one for one in found if one.state.name == "COMPLETE"]
+    assert len({str(one.user_attrs["sparsity"]) for one in complete}) == trials
+    for one in complete:
+        assert all(value <= 0 for value in one.system_attrs["constraints"])
+    assert sorted(one.number for one in found) == list(range(len(found)))
+    lines = [line.split(maxsplit=2) for line in Path("evaluations.log").read_text().splitlines()]
+    starts = Counter(what for kind, _, what in lines if kind == "start")
+    assert sum(starts.values()) - len(starts) <= kills
+
+
+def kill_workers(url: str, kills: int, rng: random.Random) -> threading.Thread:
+    """Kills workers of the study one after the other, in a thread that has ended when all are killed."""
+    parent = os.getpid()
+
+    def run() -> None:
+        done = 0
+        while done < kills:
+            time.sleep(0.2 + rng.random() / 2)
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+            with storage_at(url) as storage:
+                living = [int(one.worker.split(":")[1]) for one in workers_of(storage.engine, "small") if one.trial]
+            mine = [process for process in living if str(process) in children]
+            if mine:
+                os.kill(rng.choice(mine), signal.SIGKILL)
+                done += 1
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_workers_that_are_killed_change_no_count(slow: Load, fakes: ModuleType) -> None:
+    spec = slow()
+    search(spec, trials=1)
+    Path("evaluations.log").unlink()
+    killer = kill_workers(spec.url(), 3, random.Random(0))
+    results = search(spec, trials=30, workers=2)
+    killer.join(0)
+    assert not killer.is_alive()
+    assert len(results.trials) == 30
+    assert results.best is not None
+    check(spec, 30, 3)
+
+
+def test_workers_on_postgres(slow: Load, fakes: ModuleType, postgres: str) -> None:
+    spec = slow(f"storage.url={postgres}")
+    search(spec, trials=1)
+    Path("evaluations.log").unlink()
+    killer = kill_workers(spec.url(), 2, random.Random(1))
+    results = search(spec, trials=24, workers=2)
+    killer.join(0)
+    assert not killer.is_alive()
+    assert len(results.trials) == 24
+    check(spec, 24, 2)
+
+
+class Dies:
+    """A process that has ended already."""
+
+    pid = 0
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+
+    def poll(self) -> int | None:
+        return self._code
+
+    def send_signal(self, sig: int, /) -> None:
+        raise AssertionError("there is nobody")
+
+    def wait(self) -> int:
+        return self._code
+
+
+def run_pool(pool: Pool, finished: Callable[[], int] = lambda: 0) -> None:
+    pool.run(finished=finished, stopped=lambda: False, stuck=set)
+
+
+def test_a_worker_that_always_crashes_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "FIRST_WAIT_S", 0.001)
+    starts: list[int] = []
+
+    def start(rank: int) -> Dies:
+        starts.append(rank)
+        return Dies(-9)
+
+    with pytest.raises(UserError, match="worker 0 ended 6 times without a finished trial") as caught:
+        run_pool(Pool(start, 1, lambda rank: tmp_path / f"{rank}.log"))
+    assert "signal 9" in str(caught.value)
+    assert len(starts) == 6
+
+
+def test_a_worker_that_makes_progress_starts_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(pool_module, "POLL_S", 0.002)
+    starts: list[int] = []
+    finished = iter(range(1000))
+
+    def start(rank: int) -> Dies:
+        starts.append(rank)
+        return Dies(1 if len(starts) < 20 else 0)
+
+    run_pool(Pool(start, 1, lambda rank: tmp_path / f"{rank}.log"), lambda: next(finished))
+    assert len(starts) == 20
+
+
+def test_the_users_mistake_is_handed_on_in_one_line(tmp_path: Path) -> None:
+    log = tmp_path / "0.log"
+    log.write_text("search: 3/7\nerror: the device is gone\n\n")
+    with pytest.raises(UserError, match=r"^the device is gone$"):
+        run_pool(Pool(lambda rank: Dies(2), 1, lambda rank: log))
+
+
+def test_gpus_and_cpus_are_shared_out() -> None:
+    shares = share(3, gpus=["2", "5"], cpus=8)
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in shares] == ["2", "5", "2"]
+    assert {one["OMP_NUM_THREADS"] for one in shares} == {"2"}
+    assert share(4, gpus=[], cpus=2) == [{"OMP_NUM_THREADS": "1"}] * 4

@@ -1,4 +1,4 @@
-"""The view `sparsevit_trials`: one row per trial, for people's own tools. README, "SQL", tells its columns.
+"""The view `sparsevit_trials`: one row per trial, for people's own tools. docs/results.md tells its columns.
 
 Trials of before did not say their sparsity and the windows they keep: it is worked out for those there are.
 """

@@ -36,13 +36,14 @@ def finetune(
     Example: sparsevit finetune runs/digits/finetune.py --work-dir work_dirs/found
     """
     from sparsevit.console import console
+    from sparsevit.folders import check_folder
     from sparsevit.openmmlab.config import load_config, options_of
     from sparsevit.openmmlab.parallel import init_ranks, leave_ranks, on_first_rank
-    from sparsevit.openmmlab.train import check_work_dir, judge, train
+    from sparsevit.openmmlab.train import judge, train
 
     settings = load_config(config, options_of(cfg_options))
     folder = work_dir or default_work_dir(config)
-    check_work_dir(folder)  # not only after minutes of judging
+    check_folder(folder, "--work-dir")  # not only after minutes of judging
     init_ranks()
 
     def report(title: str, checkpoint: str | Path | None) -> None:

@@ -205,10 +205,11 @@ class _Study:
 
 @contextmanager
 def _opened(source: str, setting: list[str] | None) -> Iterator[_Study]:
+    from sparsevit.folders import check_folder
     from sparsevit.search.factory import open_supernet
     from sparsevit.search.ledger import Ledger
     from sparsevit.search.spec import StudySpec
-    from sparsevit.search.storage import check_folder, check_storage, shown, storage_at
+    from sparsevit.search.storage import check_storage, shown, storage_at
 
     spec = StudySpec.load(source, setting or [])
     check_folder(spec.folder())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -21,6 +20,7 @@ from torch import nn
 
 from sparsevit.console import console, progress
 from sparsevit.errors import UserError, first_line
+from sparsevit.folders import check_folder
 from sparsevit.openmmlab.checkpoints import checkpoints, newest_checkpoint
 from sparsevit.openmmlab.coco_loader import device_loader
 from sparsevit.openmmlab.config import build_model
@@ -61,7 +61,7 @@ def train(config: Any, work_dir: Path, *, seed: int = 0, device: str | None = No
     """
     config, notes = training_form(config, seed)
     _check(config)
-    check_work_dir(work_dir)
+    check_folder(work_dir, "--work-dir")
     rank, ranks = init_ranks()
     scale_rate(config, ranks)
     place = own_device(device)
@@ -149,21 +149,6 @@ def _fused(optimizer: Mapping[str, Any], device: torch.device) -> dict[str, Any]
 def _stepping(optimizer_config: Mapping[str, Any]) -> Any:
     """The hook that steps the optimiser; one that the config names by type stays as it is."""
     return optimizer_config if "type" in optimizer_config else OptimizerStep(**optimizer_config)
-
-
-def check_work_dir(work_dir: Path) -> None:
-    """See whether files can be written to `work_dir`, which need not be there yet; leaves nothing behind.
-
-    Raises:
-        UserError: if they cannot.
-    """
-    existing = next(parent for parent in (work_dir.absolute(), *work_dir.absolute().parents) if parent.exists())
-    try:
-        with tempfile.NamedTemporaryFile(dir=existing, prefix=".sparsevit-"):
-            pass
-    except OSError as error:
-        reason = "it is not a folder" if not existing.is_dir() else (error.strerror or "no permission").lower()
-        raise UserError(f"cannot write to {existing}: {reason}; choose another folder with --work-dir") from None
 
 
 def judge(config: Any, checkpoint: str | Path | None, *, device: str | None, images: int | None) -> dict[str, float]:

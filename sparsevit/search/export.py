@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsevit.errors import UserError
+from sparsevit.folders import check_folder
 from sparsevit.search.results import Bounds, StudyResults, TrialResult
-from sparsevit.search.storage import check_folder
 
 if TYPE_CHECKING:
     from sparsevit.search.bounds import Limit

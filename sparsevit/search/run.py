@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sparsevit.console import console, progress
 from sparsevit.errors import UserError
+from sparsevit.folders import check_folder
 from sparsevit.latency import timing
 from sparsevit.latency.environment import allowed_cpus
 from sparsevit.search.bounds import resolve
@@ -39,7 +40,7 @@ from sparsevit.search.results import Bounds, StudyResults
 from sparsevit.search.samplers import check_sampler, make_sampler
 from sparsevit.search.score import missing, scored
 from sparsevit.search.selection import to_confirm
-from sparsevit.search.storage import alone, check_folder, check_storage, storage_at
+from sparsevit.search.storage import alone, check_storage, storage_at
 from sparsevit.search.study import find_study, fingerprint, open_study, provenance
 from sparsevit.search.trials import run_trials
 from sparsevit.search.worker import GRACE_S, Presence, Watch, stuck_processes

@@ -24,6 +24,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, Engine, make_url
 
 from sparsevit.errors import MissingExtraError, UserError
+from sparsevit.folders import check_folder
 from sparsevit.search.tables import VERSION_TABLE
 from sparsevit.search.urls import masked
 
@@ -114,21 +115,6 @@ def sqlite_file(url: URL) -> Path | None:
 def shown(url: str) -> str:
     """`url` without its password, nor one among its options."""
     return masked(make_url(url).render_as_string(hide_password=True))
-
-
-def check_folder(folder: Path) -> None:
-    """See whether files can be written to `folder`, which need not be there yet; leaves nothing behind.
-
-    Raises:
-        UserError: if they cannot.
-    """
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    try:
-        with tempfile.NamedTemporaryFile(dir=existing, prefix=".sparsevit-"):
-            pass
-    except OSError as error:
-        reason = "it is not a folder" if not existing.is_dir() else (error.strerror or "no permission").lower()
-        raise UserError(f"cannot write to {existing}: {reason}; choose another folder with --out") from None
 
 
 @contextmanager

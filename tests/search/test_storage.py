@@ -16,7 +16,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from sparsevit.errors import UserError
-from sparsevit.search.storage import check_folder, check_storage, open_storage, shown
+from sparsevit.folders import check_folder
+from sparsevit.search.storage import check_storage, open_storage, shown
 from sparsevit.search.tables import VERSION_TABLE, metadata
 
 

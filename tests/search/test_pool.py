@@ -56,7 +56,7 @@ def slow(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
     monkeypatch.syspath_prepend(tmp_path)
     yield lambda *more: load("supernet.evaluator=slow_fakes:evaluator", *more)
-    sys.modules.pop("slow_fakes")
+    sys.modules.pop("slow_fakes", None)  # not there where the test was skipped
 
 
 @pytest.fixture

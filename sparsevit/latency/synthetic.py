@@ -150,10 +150,6 @@ class Time:
         noise = math.exp(self.device.noise * self._rng.standard_normal()) * (1.2 if hiccup else 1.0)
         self.now += ms / 1000 * pace * noise
 
-    def pass_s(self, seconds: float) -> None:
-        """Let so much time go by without work."""
-        self.now += seconds
-
 
 class SyntheticBackbone(nn.Module):
     """A `SparseBackbone` whose forward pass takes the time of a made-up device."""

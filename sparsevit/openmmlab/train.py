@@ -147,8 +147,8 @@ def _fused(optimizer: Mapping[str, Any], device: torch.device) -> dict[str, Any]
 
 
 def _stepping(optimizer_config: Mapping[str, Any]) -> Any:
-    """The hook that steps the optimiser; one that the config names by type stays as it is."""
-    return optimizer_config if "type" in optimizer_config else OptimizerStep(**optimizer_config)
+    """The hook that steps the optimiser; mmcv's own for a type that is named, or for more than clipping."""
+    return OptimizerStep(**optimizer_config) if optimizer_config.keys() <= {"grad_clip"} else optimizer_config
 
 
 def judge(config: Any, checkpoint: str | Path | None, *, device: str | None, images: int | None) -> dict[str, float]:

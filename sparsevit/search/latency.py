@@ -48,7 +48,7 @@ def known_latencies(supernet: Supernet, ledger: Ledger, limit: float | None = No
         )
         with progress("latency model", fitting.PROGRESS) as step:
             model = fitting.extend(model, supernet.backbone, seed=2 + 2 * model.extensions, step=step)
-        ledger.replace_latency_model(key, model.to_json())
+        ledger.put_latency_model(key, model.to_json())
     trusted = not model.error.mean > limit
     if not trusted:
         console.print(
@@ -61,7 +61,7 @@ def known_latencies(supernet: Supernet, ledger: Ledger, limit: float | None = No
 def store(supernet: Supernet, ledger: Ledger, model: LatencyModel) -> None:
     """Store a latency model in place of what is there, and the dense latency that was measured for it."""
     ledger.put_latency(supernet.space.dense, model.dense)
-    ledger.replace_latency_model(space_key(supernet.space), model.to_json())
+    ledger.put_latency_model(space_key(supernet.space), model.to_json())
 
 
 def paid_latency(supernet: Supernet, ledger: Ledger, model: LatencyModel) -> PaidLatency:

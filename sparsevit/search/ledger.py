@@ -158,17 +158,7 @@ class Ledger:
         return text
 
     def put_latency_model(self, space: str, model: str) -> None:
-        self._insert(
-            latency_models,
-            target=self.subject.target,
-            environment=self.subject.environment,
-            backbone=self.subject.backbone,
-            space=space,
-            model=model,
-        )
-
-    def replace_latency_model(self, space: str, model: str) -> None:
-        """Store a latency model in the place of one that is there: of an older format, or fitted to less."""
+        """Store a latency model, in the place of one that is there: of an older format, or fitted to less."""
         table = latency_models
         key = {
             "target": self.subject.target,

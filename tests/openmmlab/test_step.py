@@ -64,6 +64,15 @@ def test_an_optimizer_step_is_mmcvs(clip: dict[str, float] | None) -> None:
         assert float(own_log["grad_norm"]) == pytest.approx(log["grad_norm"])
 
 
+def test_what_else_mmcvs_hook_can_is_left_to_it() -> None:
+    from sparsevit.openmmlab.train import _stepping
+
+    assert isinstance(_stepping({}), OptimizerStep)
+    assert isinstance(_stepping({"grad_clip": {"max_norm": 1}}), OptimizerStep)
+    for given in ({"grad_clip": None, "detect_anomalous_params": True}, {"type": "GradientCumulativeOptimizerHook"}):
+        assert _stepping(given) is given
+
+
 class Runner:
     """What the hook asks of mmcv's runner, in an epoch of five iterations."""
 

@@ -26,12 +26,17 @@ def test_both_ways_judge_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[
     words += ["--workers", "0", "--device", "cpu", "--json", str(result), "--cfg-options", *options]
     module.main(words)
     found = json.loads(result.read_text())
-    (plain,), (_, boxes), (_, both) = (found["runs"][key] for key in ("plain", "bbox", "bbox and segm"))
+    (plain,), (first, boxes, _), (_, both, staged) = (found["runs"][key] for key in ("plain", "bbox", "bbox and segm"))
     assert all(plain[part] > 0 for part in module.PLAIN_PARTS)
     assert 0 < plain["bbox_mAP"] < 1
     assert boxes["bbox_mAP"] == both["bbox_mAP"] == pytest.approx(plain["bbox_mAP"], abs=0.002)
     assert both["segm_mAP"] == pytest.approx(plain["segm_mAP"], abs=0.002)
     assert "segm_mAP" not in boxes
+    assert 0 < first["decode"] < first["seconds"]
+    stages = {key: value for key, value in staged.items() if key != "seconds" and not key.endswith("mAP")}
+    assert {"backbone", "neck", "boxes", "RoIAlign", "mask head", "mask encoding", "evaluation"} <= stages.keys()
+    assert all(seconds >= 0 for seconds in stages.values())
+    assert 0.5 * staged["seconds"] < sum(stages.values()) <= staged["seconds"]
     expected = sum(plain[part] for part in module.PLAIN_PARTS) / found["bbox and segm"]["total"]
     assert found["bbox and segm"]["times"] == pytest.approx(expected)
     assert "times as many" in capsys.readouterr().out

@@ -92,6 +92,12 @@ class FastBackbone(nn.Module):
         with torch.cuda.device(self.device):
             return self._graphs.get(self._key(like), like, self._run)
 
+    def release(self) -> None:
+        """Give back the memory of buffers and graphs; the next pass makes its own anew."""
+        if self._graphs is not None:
+            self._graphs.clear()
+        self._engine.release()
+
     def train(self, mode: bool = True) -> FastBackbone:
         """Refuses training.
 
@@ -146,6 +152,9 @@ class _Plain:
         maps: tuple[Tensor, ...] = self.backbone(images.to(self.dtype))
         return maps
 
+    def release(self) -> None:
+        pass  # it keeps nothing between passes
+
 
 class _Kernels:
     """Triton kernels over planned buffers."""
@@ -164,6 +173,9 @@ class _Kernels:
         images = images.contiguous()
         plan = self.plans.get((images.shape[0], images.shape[2:]), partial(self._plan, images))
         return forward(images, plan, self.weights, kept)
+
+    def release(self) -> None:
+        self.plans.clear()
 
     def _plan(self, images: Tensor) -> Plan:
         """Buffers for images like these. Kernels are compiled now, so that no sparsity waits for one later."""

@@ -105,6 +105,15 @@ class DetectorEvaluation:
             self._cache[index] = (image, meta)
         return image, meta
 
+    def smaller_batch(self) -> bool:
+        """Halve the batch from now on, and forget the images that are kept; `False` if it is one image already."""
+        if self.batch == 1:
+            return False
+        self.batch //= 2
+        self._cache.clear()
+        self._cached_bytes, self._most_bytes = 0, None
+        return True
+
     def _batches(self, count: int) -> Iterator[tuple[list[int], Tensor, list[dict[str, Any]]]]:
         """Images of one shape, at most `batch` at a time, with their indices; each image once."""
         waiting: dict[tuple[int, ...], list[tuple[int, Tensor, dict[str, Any]]]] = {}

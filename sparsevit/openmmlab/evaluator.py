@@ -27,7 +27,7 @@ _IRRELEVANT = ("init_cfg", "pretrained", "pruning_ratios", "train_cfg")
 
 
 class DetectorEvaluator:
-    """A supernet detector; implements `Evaluator`, `Identified`, `EndToEnd`, `Exporter` and `Illustrated`."""
+    """A supernet detector; implements `Evaluator` and all optional protocols of a search."""
 
     def __init__(
         self, config: str, checkpoint: str, device: torch.device, dtype: torch.dtype, batch: int, masks: bool
@@ -53,6 +53,10 @@ class DetectorEvaluator:
     ) -> Mapping[str, float]:
         """COCO metrics on the first `images` images of the config's test split."""
         return self._judge.metrics(sparsity, images=images, step=step, masks=self._masks)
+
+    def smaller_batch(self) -> bool:
+        """Halve the number of images judged at once; `False` if it is one already."""
+        return self._judge.smaller_batch()
 
     def identity(self) -> Mapping[str, str]:
         """Hashes of the weights, of the annotations, and of how images are prepared and detections made of them."""

@@ -51,6 +51,16 @@ class Judge:
         with casting(self._device, self.dtype):
             return self.evaluation.metrics(self.model, images=images, step=step, backbone=self._engine, masks=masks)
 
+    def smaller_batch(self) -> bool:
+        """Halve the batch from now on, and free what is kept; `False` if it is one image already."""
+        if not self.evaluation.smaller_batch():
+            return False
+        if self._engine is not None:
+            self._engine.engine.release()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
 
 def precision_on(device: torch.device, wanted: str, target: str = "float32") -> torch.dtype:
     """What a detector is judged in.

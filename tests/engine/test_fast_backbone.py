@@ -361,3 +361,25 @@ def test_graphs_and_launches_agree(make: Make) -> None:
         with torch.no_grad():
             for ours, theirs in zip(plain(images), model(images), strict=True):
                 torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.gpu
+def test_memory_can_be_given_back(make: Make) -> None:
+    model = make().cuda()
+    fast = accelerate(model, dtype=torch.float16)
+    images = torch.randn(4, 3, 224, 224, device="cuda")
+    before = torch.cuda.memory_allocated()
+    first = [each.cpu() for each in fast(images)]
+    held = torch.cuda.memory_allocated()
+    fast.release()
+    torch.cuda.empty_cache()
+    assert before <= torch.cuda.memory_allocated() < held
+    assert all(torch.equal(each.cpu(), other) for each, other in zip(fast(images), first, strict=True))
+
+
+def test_a_plain_engine_has_nothing_to_give_back(make: Make) -> None:
+    fast = accelerate(make())
+    images = torch.randn(1, 3, 90, 112)
+    first = fast(images)
+    fast.release()
+    assert all(torch.equal(each, other) for each, other in zip(fast(images), first, strict=True))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 pytest.importorskip("mmdet")
 
 from sparsevit.errors import UserError
-from sparsevit.search.evaluator import Exporter, Identified
+from sparsevit.search.evaluator import Exporter, Identified, Shrinkable
 from sparsevit.sparsity import Sparsity
 
 FOUND = Sparsity.of("0.3/0/0.1,0.2,0.2/0", (2, 2, 6, 2))
@@ -81,6 +81,34 @@ def test_boxes_alone(tiny: Callable[..., Path], weights: Path, monkeypatch: pyte
     monkeypatch.setattr("mmdet.models.FCNMaskHead.forward", None)
     assert boxes.accuracy(FOUND) == wanted
     assert boxes.identity() == {**both.identity(), "figures": "boxes alone"}  # what is kept lacks what others ask for
+
+
+def test_batches_shrink_where_memory_does_not_suffice(
+    tiny: Callable[..., Path], weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparsevit.openmmlab.batched_test import BatchedTest
+
+    fits, tried = 1, []
+    detect = BatchedTest.detect
+
+    def scarce(self: BatchedTest, features: Any, metas: Any) -> Any:
+        tried.append(len(metas))
+        if len(metas) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return detect(self, features, metas)
+
+    judge = evaluator(tiny(), weights, batch=4)
+    expected = judge.accuracy(FOUND)
+    monkeypatch.setattr(BatchedTest, "detect", scarce)
+    assert isinstance(judge, Shrinkable)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            judge.accuracy(FOUND)
+        assert judge.smaller_batch()
+    assert judge.accuracy(FOUND) == pytest.approx(expected, abs=1e-6)
+    assert judge.accuracy(FOUND, images=2) == judge.accuracy(FOUND, images=2)
+    assert tried == [4, 2] + [1] * 8
+    assert not judge.smaller_batch()
 
 
 def test_identity_does_not_follow_the_folder(

@@ -30,12 +30,19 @@ class DetectorEvaluator:
     """A supernet detector; implements `Evaluator` and all optional protocols of a search."""
 
     def __init__(
-        self, config: str, checkpoint: str, device: torch.device, dtype: torch.dtype, batch: int, masks: bool
+        self,
+        config: str,
+        checkpoint: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch: int,
+        metrics: Sequence[str],
     ) -> None:
         self._config_name, self._checkpoint_name = config, checkpoint
         self._config = load_config(config)
         self._model = build_model(self._config, checkpoint).to(device).eval()
-        self._masks = masks
+        boxes_suffice = bool(metrics) and all(name.startswith("bbox_") for name in metrics)
+        self._masks = not (boxes_suffice and getattr(self._model, "with_mask", False))
         split = self._config.data.get("test") or self._config.data.val
         self._evaluation = DetectorEvaluation.of_dataset(split, batch=batch, on_device=True)
         self._judge = Judge(self._model, self._evaluation, dtype)
@@ -107,7 +114,7 @@ def detector_evaluator(
     config: str,
     checkpoint: str,
     batch: int = 0,
-    masks: bool = True,
+    metrics: Sequence[str] = (),
     precision: str = AUTO,
     device: str = "cpu",
     dtype: str = "float32",
@@ -118,7 +125,8 @@ def detector_evaluator(
         config: the detector's config file, or `builtin:…`; it is code and is executed.
         checkpoint: the supernet's weights, or `builtin:digits`.
         batch: images judged at once; 0 picks 1 on the CPU and 16 on a GPU.
-        masks: whether masks are judged too; a study of `bbox_mAP` is faster without.
+        metrics: those that are asked for, from the study; none for all. Where they are boxes' alone, such as
+            `bbox_mAP`, no mask is computed, which is faster.
         precision: of judging on a GPU: float32, bfloat16, float16, or auto for the target's if that is half a
             precision, else bfloat16. The CPU always judges in float32.
         device: `cpu`, `cuda:0`; passed on from the study's target.
@@ -130,4 +138,4 @@ def detector_evaluator(
     place = torch.device(device)
     weights_path(checkpoint)
     chosen = precision_on(place, precision, dtype)
-    return DetectorEvaluator(config, checkpoint, place, chosen, batch or BATCH.get(place.type, 1), masks)
+    return DetectorEvaluator(config, checkpoint, place, chosen, batch or BATCH.get(place.type, 1), metrics)

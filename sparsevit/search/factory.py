@@ -26,18 +26,24 @@ if TYPE_CHECKING:
     from sparsevit.model.protocol import SparseBackbone
 
 _FROM_TARGET = ("device", "dtype")
+_METRICS = "metrics"
 
 
-def load_evaluator(supernet: SupernetSpec, target: Target, folder: Path | None = None) -> Evaluator:
+def load_evaluator(
+    supernet: SupernetSpec, target: Target, folder: Path | None = None, metrics: Sequence[str] = ()
+) -> Evaluator:
     """Call the factory that the study file names, with the rest of its table and the target's device and dtype.
 
     The current folder and `folder`, the study file's, are searched for the module too: a user's own file works there.
+    A factory with a parameter `metrics` is told which ones the study asks for, and may compute no others.
 
     Raises:
         UserError: if there is no such factory, or it knows no such key.
     """
     factory = _factory(supernet.evaluator, [Path.cwd(), *([folder] if folder else [])])
     arguments = supernet.arguments | {"device": target.device, "dtype": target.dtype}
+    if _METRICS in inspect.signature(factory).parameters:
+        arguments[_METRICS] = tuple(metrics)
     _check_arguments(factory, supernet, arguments)
     evaluator: Evaluator = factory(**arguments)
     return evaluator
@@ -76,7 +82,7 @@ def open_supernet(spec: StudySpec) -> Supernet:
             that the study names.
     """
     target = spec.target.target().resolve()
-    evaluator = load_evaluator(spec.supernet, target, spec.settings.folder)
+    evaluator = load_evaluator(spec.supernet, target, spec.settings.folder, spec.accuracy.metrics)
     backbone = timed_part(evaluator, target, spec.supernet.evaluator)
     shape = cast("SparseBackbone", backbone)
     space = spec.space.of(shape.depths)
@@ -152,7 +158,7 @@ def _check_arguments(factory: Callable[..., Any], supernet: SupernetSpec, argume
         if key in _FROM_TARGET and key not in named:
             raise UserError(f"{supernet.evaluator} takes no argument {key!r}, which a search passes from its target")
         if key not in named:
-            hint = nearest(key, named - set(_FROM_TARGET) | {"evaluator"})
+            hint = nearest(key, named - {*_FROM_TARGET, _METRICS} | {"evaluator"})
             raise UserError(f"unknown key supernet.{key} for {supernet.evaluator}; {hint}")
     for name in sorted(named - set(arguments)):
         if parameters[name].default is inspect.Parameter.empty:

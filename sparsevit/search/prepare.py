@@ -121,9 +121,11 @@ def _dense_metrics(spec: StudySpec, supernet: Supernet, ledger: Ledger, judge: P
     else:
         with progress("dense accuracy", images) as step:
             accuracy = judge(dense, images, step)
-    for name in missing(accuracy.metrics, spec.accuracy.metric):
+    wanted = {"metric": missing(accuracy.metrics, spec.accuracy.metric)}
+    wanted["also"] = [name for name in spec.accuracy.also if name not in accuracy.metrics]
+    for key, name in ((key, name) for key, names in wanted.items() for name in names):
         raise UserError(
-            f"accuracy.metric = {name!r} is not among what {spec.supernet.evaluator} gives: "
+            f"accuracy.{key} = {name!r} is not among what {spec.supernet.evaluator} gives: "
             f"{', '.join(sorted(accuracy.metrics))}"
         )
     return tuple(scored(accuracy.metrics, spec.accuracy.metric))

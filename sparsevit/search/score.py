@@ -21,14 +21,19 @@ def joined(names: Sequence[Any]) -> str:
     return JOIN.join(names)
 
 
+def parts(metric: str) -> tuple[str, ...]:
+    """The metrics whose mean `metric` is."""
+    return tuple(metric.split(JOIN))
+
+
 def missing(metrics: Mapping[str, float], metric: str) -> list[str]:
     """The parts of `metric` that are not among an evaluator's."""
-    return [] if metric in metrics else [one for one in metric.split(JOIN) if one not in metrics]
+    return [] if metric in metrics else [one for one in parts(metric) if one not in metrics]
 
 
 def scored(metrics: Mapping[str, float], metric: str) -> dict[str, float]:
     """`metrics` (fractions) with the one that is maximised first: it is one of them, or the mean of several."""
     if metric in metrics:
         return {metric: metrics[metric], **metrics}
-    parts = metric.split(JOIN)
-    return {metric: sum(metrics[one] for one in parts) / len(parts), **metrics}
+    chosen = [metrics[one] for one in parts(metric)]
+    return {metric: sum(chosen) / len(chosen), **metrics}

@@ -24,7 +24,7 @@ from sparsevit.search.bounds import Limit, parse_limit
 from sparsevit.search.duration import parse_duration
 from sparsevit.search.restriction import LAYER, Restriction
 from sparsevit.search.samplers import SamplerName
-from sparsevit.search.score import joined
+from sparsevit.search.score import joined, parts
 from sparsevit.search.spec_errors import validation_error
 from sparsevit.search.study_file import Settings, read_settings
 from sparsevit.search.urls import expanded
@@ -33,6 +33,7 @@ from sparsevit.sparsity import PAPER_GRID, SparsitySpace, ratio
 Count = Annotated[int, Field(strict=True, ge=1)]
 Images = Annotated[int, Field(strict=True, ge=1)] | None
 Number = Annotated[float, Field(strict=True)]
+MetricName = Annotated[str, Field(min_length=1)]
 
 
 class _Table(BaseModel):
@@ -181,10 +182,17 @@ class AccuracySpec(_Table):
         str, Field(min_length=1, description='one of the evaluator\'s metrics, or several as ["bbox_mAP", "segm_mAP"]')
     ] = "bbox_mAP"
     """One of the evaluator's metrics, or a list of them: then their mean is maximised. Kept as `bbox_mAP+segm_mAP`."""
+    also: Annotated[tuple[MetricName, ...], Field(description='metrics to keep beside it, as ["segm_mAP"]')] = ()
+    """Metrics to compute and keep beside it. A detector's masks are computed where one of theirs is asked for."""
     images: Images = None
     """The first so many images judge a trial; all of them by default, and for `"all"`."""
     confirm_images: Images = None
     """The first so many judge the front in the end; all of them by default, and for `"all"`."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of all metrics that are asked for."""
+        return tuple(dict.fromkeys((*parts(self.metric), *self.also)))
 
     @field_validator("metric", mode="before")
     @classmethod

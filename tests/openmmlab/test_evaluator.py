@@ -76,8 +76,11 @@ def test_identity_follows_what_accuracies_depend_on(tiny: Callable[..., Path], w
 
 def test_boxes_alone(tiny: Callable[..., Path], weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = evaluator(tiny(), weights)
-    boxes = evaluator(tiny(), weights, masks=False)
+    boxes = evaluator(tiny(), weights, metrics=("bbox_mAP_50", "bbox_mAP"))
     wanted = {key: value for key, value in both.accuracy(FOUND).items() if key.startswith("bbox")}
+    asked = evaluator(tiny(), weights, metrics=("bbox_mAP", "segm_mAP"))
+    assert asked.accuracy(FOUND) == both.accuracy(FOUND)
+    assert asked.identity() == both.identity()
     monkeypatch.setattr("mmdet.models.FCNMaskHead.forward", None)
     assert boxes.accuracy(FOUND) == wanted
     assert boxes.identity() == {**both.identity(), "figures": "boxes alone"}  # what is kept lacks what others ask for

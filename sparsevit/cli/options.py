@@ -18,5 +18,5 @@ Workers = Annotated[
 ]
 Grace = Annotated[
     float | None,
-    typer.Option(min=1, metavar="SECONDS", help="A worker that gives no sign for so long counts as dead; 300."),
+    typer.Option(min=10, metavar="SECONDS", help="A worker that gives no sign for so long counts as dead; 300."),
 ]

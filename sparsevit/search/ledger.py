@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from sparsevit.latency.results import Timing
+from sparsevit.search.patience import patiently
 from sparsevit.search.tables import accuracies, latencies, latency_models
 from sparsevit.sparsity import Sparsity, SparsitySpace
 
@@ -53,7 +54,7 @@ class Accuracy:
 
 
 class Ledger:
-    """Figures of one subject. A figure that is there is never overwritten."""
+    """Figures of one subject. A figure that is there is never overwritten; a database that is away is waited for."""
 
     def __init__(self, engine: Engine, subject: Subject) -> None:
         self._engine = engine
@@ -70,18 +71,16 @@ class Ledger:
         )
         if len(sparsities) == 1:
             query = query.where(accuracies.c.kept == self.subject.kept(sparsities[0]))
-        with self._engine.connect() as connection:
-            rows = connection.execute(query)
-            known = {kept: Accuracy(json.loads(metrics), seconds) for kept, metrics, seconds in rows}
+        rows = self._read(query)
+        known = {kept: Accuracy(json.loads(metrics), seconds) for kept, metrics, seconds in rows}
         return [known.get(self.subject.kept(sparsity)) for sparsity in sparsities]
 
     def evaluation_seconds(self) -> dict[int, list[float]]:
         """Seconds that accuracies took to find, by the number of images they are of; 0 is all."""
         query = sa.select(accuracies.c.images, accuracies.c.seconds)
         found: dict[int, list[float]] = {}
-        with self._engine.connect() as connection:
-            for images, seconds in connection.execute(query.where(accuracies.c.evaluator == self.subject.evaluator)):
-                found.setdefault(images, []).append(seconds)
+        for images, seconds in self._read(query.where(accuracies.c.evaluator == self.subject.evaluator)):
+            found.setdefault(images, []).append(seconds)
         return found
 
     def put_accuracy(self, sparsity: Sparsity, images: int | None, accuracy: Accuracy) -> None:
@@ -103,8 +102,7 @@ class Ledger:
             latencies.c.environment == self.subject.environment,
             latencies.c.backbone == self.subject.backbone,
         )
-        with self._engine.connect() as connection:
-            known = {row[0]: Timing(*row[1:]) for row in connection.execute(query)}
+        known = {row[0]: Timing(*row[1:]) for row in self._read(query)}
         return [known.get(self.subject.kept(sparsity)) for sparsity in sparsities]
 
     def all_latencies(self) -> dict[Sparsity, Timing]:
@@ -115,8 +113,7 @@ class Ledger:
             latencies.c.environment == self.subject.environment,
             latencies.c.backbone == self.subject.backbone,
         )
-        with self._engine.connect() as connection:
-            return {Sparsity.parse(row[0]): Timing(*row[1:]) for row in connection.execute(query)}
+        return {Sparsity.parse(row[0]): Timing(*row[1:]) for row in self._read(query)}
 
     def latency_history(self) -> list[tuple[Sparsity, Timing, datetime]]:
         """Every measured latency of the subject and when (UTC) it was stored, oldest first."""
@@ -126,9 +123,8 @@ class Ledger:
             latencies.c.environment == self.subject.environment,
             latencies.c.backbone == self.subject.backbone,
         )
-        with self._engine.connect() as connection:
-            rows = connection.execute(query.order_by(latencies.c.created))
-            return [(Sparsity.parse(row[0]), Timing(*row[2:]), row[1]) for row in rows]
+        rows = self._read(query.order_by(latencies.c.created))
+        return [(Sparsity.parse(row[0]), Timing(*row[2:]), row[1]) for row in rows]
 
     def put_latency(self, sparsity: Sparsity, timing: Timing) -> None:
         self._insert(
@@ -153,9 +149,7 @@ class Ledger:
             table.c.backbone == self.subject.backbone,
             table.c.space == space,
         )
-        with self._engine.connect() as connection:
-            text: str | None = connection.execute(query).scalar()
-        return text
+        return next((text for (text,) in self._read(query)), None)
 
     def put_latency_model(self, space: str, model: str) -> None:
         """Store a latency model, in the place of one that is there: of an older format, or fitted to less."""
@@ -166,9 +160,13 @@ class Ledger:
             "backbone": self.subject.backbone,
             "space": space,
         }
-        with self._engine.begin() as connection:
-            connection.execute(table.delete().where(*(table.c[name] == value for name, value in key.items())))
-            connection.execute(table.insert().values(created=_now(), model=model, **key))
+
+        def write() -> None:
+            with self._engine.begin() as connection:
+                connection.execute(table.delete().where(*(table.c[name] == value for name, value in key.items())))
+                connection.execute(table.insert().values(created=_now(), model=model, **key))
+
+        patiently(write)
 
     def latency_models_elsewhere(self, space: str) -> list[str]:
         """The JSON of latency models of the same target, backbone and space in other environments, newest first."""
@@ -179,13 +177,22 @@ class Ledger:
             table.c.backbone == self.subject.backbone,
             table.c.space == space,
         )
-        with self._engine.connect() as connection:
-            return list(connection.execute(query.order_by(table.c.created.desc())).scalars())
+        return [text for (text,) in self._read(query.order_by(table.c.created.desc()))]
+
+    def _read(self, query: sa.Select[Any]) -> list[tuple[Any, ...]]:
+        def read() -> list[tuple[Any, ...]]:
+            with self._engine.connect() as connection:
+                return [tuple(row) for row in connection.execute(query)]
+
+        return patiently(read)
 
     def _insert(self, table: sa.Table, **values: Any) -> None:
-        # Another worker may have paid for the same: the first entry stays.
-        with suppress(sa.exc.IntegrityError), self._engine.begin() as connection:
-            connection.execute(table.insert().values(created=_now(), **values))
+        def insert() -> None:
+            # Another worker may have paid for the same: the first entry stays.
+            with suppress(sa.exc.IntegrityError), self._engine.begin() as connection:
+                connection.execute(table.insert().values(created=_now(), **values))
+
+        patiently(insert)
 
 
 def all_latency_models(engine: Engine) -> list[str]:

@@ -15,7 +15,6 @@ from sparsevit.errors import UserError
 from sparsevit.search.claims import NothingLeftError
 from sparsevit.search.gate import Gate
 from sparsevit.search.ledger import Accuracy, Ledger, Subject
-from sparsevit.search.patience import patiently
 from sparsevit.search.results import Bounds
 from sparsevit.search.samplers.base import CandidateSampler, Draw
 from sparsevit.search.score import scored
@@ -46,13 +45,13 @@ class PaidAccuracy:
 
     def __call__(self, sparsity: Sparsity, images: int | None, step: Step | None = None) -> Accuracy:
         """Raises a UserError if the evaluator hands back something else than finite numbers."""
-        known = patiently(lambda: self.ledger.accuracy(sparsity, images))
+        known = self.ledger.accuracy(sparsity, images)
         if known is not None:
             return known
         start = time.monotonic()
         metrics = _finite(self._ask(sparsity, images, step), sparsity)
         accuracy = Accuracy(metrics, time.monotonic() - start)
-        patiently(lambda: self.ledger.put_accuracy(sparsity, images, accuracy))
+        self.ledger.put_accuracy(sparsity, images, accuracy)
         self.evaluations += 1
         return accuracy
 

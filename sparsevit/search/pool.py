@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sparsevit.errors import UserError
+from sparsevit.search.worker import is_stopped
 
 POLL_S = 0.2
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
@@ -44,6 +46,7 @@ class _Place:
     crashes: int = 0
     finished_then: int = 0
     again_at: float = field(default=0.0)
+    stopped_since: float | None = None
 
 
 class Pool:
@@ -65,7 +68,14 @@ class Pool:
         """Process numbers of the workers that live."""
         return [one.process.pid for one in self._places if one.process is not None]
 
-    def run(self, *, finished: Callable[[], int], stopped: Callable[[], bool], stuck: Callable[[], set[int]]) -> None:
+    def run(
+        self,
+        *,
+        finished: Callable[[], int],
+        stopped: Callable[[], bool],
+        stuck: Callable[[], set[int]],
+        grace_s: float = math.inf,
+    ) -> None:
         """Return when all workers have ended by themselves. However it ends, none is left.
 
         A worker that crashes starts again, ever later for as long as no trial is finished in between.
@@ -74,6 +84,8 @@ class Pool:
             finished: how many trials are; called often.
             stopped: whether a worker that crashes is to stay away.
             stuck: process numbers of workers that live but give no sign, to be killed.
+            grace_s: seconds after which a worker that was stopped by a signal is killed. It may hold a lock of the
+                database, so that no sign of anybody can be read.
 
         Raises:
             UserError: if a worker says so, or crashes again and again.
@@ -81,7 +93,7 @@ class Pool:
         try:
             while any(one.process is not None or one.again_at for one in self._places):
                 self._look(finished(), stopped())
-                for process in stuck() & set(self.processes):
+                for process in (stuck() | self._stopped(grace_s)) & set(self.processes):
                     os.kill(process, signal.SIGKILL)
                 time.sleep(POLL_S)
         except BaseException:
@@ -102,6 +114,18 @@ class Pool:
             for process in living:
                 process.wait()
             raise
+
+    def _stopped(self, grace_s: float) -> set[int]:
+        """Process numbers of workers that were stopped by a signal for so long."""
+        now, found = time.monotonic(), set()
+        for place in self._places:
+            if place.process is None or not is_stopped(place.process.pid):
+                place.stopped_since = None
+            elif place.stopped_since is None:
+                place.stopped_since = now
+            elif now - place.stopped_since > grace_s:
+                found.add(place.process.pid)
+        return found
 
     def _look(self, finished: int, stopped: bool) -> None:
         now = time.monotonic()

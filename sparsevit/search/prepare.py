@@ -22,6 +22,7 @@ from sparsevit.search.gate import Gate
 from sparsevit.search.latency import known_latencies, paid_latency
 from sparsevit.search.ledger import Ledger
 from sparsevit.search.objective import Objective, PaidAccuracy
+from sparsevit.search.patience import patiently
 from sparsevit.search.record import HeldOutRecord, StudyRecord, Wishes, read_record, refuse_other
 from sparsevit.search.results import Bounds
 from sparsevit.search.samplers import check_sampler, make_sampler
@@ -67,17 +68,26 @@ class Prepared:
 
 
 @contextmanager
-def prepared(spec: StudySpec, trials: int | None, out: str | Path | None) -> Iterator[Prepared]:
-    """Open a study, or create it, which one process does at a time: measuring and the dense accuracy are paid once."""
+def prepared(
+    spec: StudySpec, trials: int | None, out: str | Path | None, *, waiting: bool = False
+) -> Iterator[Prepared]:
+    """Open a study, or create it, which one process does at a time: measuring and the dense accuracy are paid once.
+
+    A database that goes away is waited for once it was reached; with `waiting` before that too.
+    """
     asked, url = trials or spec.search.trials, spec.url(out)
     check_folder(spec.folder(out))
-    check_storage(url)
+    if not waiting:
+        check_storage(url)  # before the supernet is built, which takes a while
     check_sampler(spec.search.sampler)
     supernet = open_supernet(spec)
-    with _quiet_optuna(), storage_at(url) as storage:
-        with alone(storage.engine, lambda: console.print("waiting for another process that prepares a study here")):
-            ready = _prepare(spec, storage, supernet, asked)
-        yield ready
+    with _quiet_optuna(), storage_at(url, waiting=waiting) as storage:
+        yield patiently(lambda: _prepare_alone(spec, storage, supernet, asked))
+
+
+def _prepare_alone(spec: StudySpec, storage: RDBStorage, supernet: Supernet, asked: int) -> Prepared:
+    with alone(storage.engine, lambda: console.print("waiting for another process that prepares a study here")):
+        return _prepare(spec, storage, supernet, asked)
 
 
 def _prepare(spec: StudySpec, storage: RDBStorage, supernet: Supernet, asked: int) -> Prepared:

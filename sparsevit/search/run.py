@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from sparsevit.search.factory import Supernet
 from sparsevit.search.ledger import Ledger
 from sparsevit.search.load import assemble
 from sparsevit.search.objective import PaidAccuracy
-from sparsevit.search.patience import patiently
+from sparsevit.search.patience import AWAY, patiently
 from sparsevit.search.pool import Pool, Process, share, start_worker
 from sparsevit.search.prepare import Prepared, prepared
 from sparsevit.search.results import StudyResults
@@ -73,12 +74,12 @@ def search(
                 _run_alone(ready, presence, grace_s)
             else:
                 _run_pool(ready, presence, count, folder, grace_s)
-        results = assemble(ready.study, ready.record, ready.storage)
+        results = _results(ready)
         if presence.stopped:
             console.print(f"stopped after {len(results.trials)} of {ready.asked} trials: sparsevit resume goes on")
         else:
             _confirm(spec, ready.supernet, ready.ledger, ready.judge, results, ready.model)
-            results = assemble(ready.study, ready.record, ready.storage)
+            results = _results(ready)
         export_best(ready.supernet.evaluator, results, folder)
         if then is not None:
             then(ready.study, results, ready.supernet.evaluator)
@@ -92,6 +93,7 @@ def work(
     out: str | Path | None = None,
     grace_s: float = GRACE_S,
     stopped: Callable[[], bool] = lambda: False,
+    waiting: bool = False,
 ) -> None:
     """Work on a study beside others until it has so many finished trials; the first that comes prepares it.
 
@@ -101,11 +103,12 @@ def work(
         spec: the study; the same for all.
         trials: as for `search`; likewise `out` and `grace_s`.
         stopped: asked between trials whether to stop.
+        waiting: wait for a database that is away from the start.
 
     Raises:
         UserError: for whatever the user can set right.
     """
-    with prepared(spec, trials, out) as ready, Presence(ready.storage.engine, spec.name) as presence:
+    with prepared(spec, trials, out, waiting=waiting) as ready, Presence(ready.storage.engine, spec.name) as presence:
         before = signal.signal(signal.SIGTERM, lambda *_: presence.stop())
         try:
             _run_alone(ready, presence, grace_s, stopped)
@@ -132,11 +135,11 @@ def _count(ready: Prepared, workers: int) -> int:
 def _todo(ready: Prepared) -> tuple[int, int]:
     """Finished trials, and how many there are still to do; says what the user may not expect."""
     study, asked = ready.study, ready.asked
-    done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    done = len(_complete(study))
     if done:
         console.print(f"study {study.study_name}: goes on after {done} finished trials; nothing is evaluated again")
-    running = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-    free = ready.objective.sampler.free(study) + running
+    running = len(patiently(lambda: study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))))
+    free = patiently(lambda: ready.objective.sampler.free(study)) + running
     if done + free < asked:
         console.print(
             f"note: only {len(ready.candidates)} configurations within the bounds keep different windows, "
@@ -153,7 +156,7 @@ def _run_alone(
     if todo <= 0:
         return
     over = _deadline(ready)
-    claims = Claims(ready.storage, ready.study.study_name, ready.objective.sampler, Watch(grace_s))
+    claims = Claims(ready.storage, ready.study.study_name, ready.objective.sampler, Watch(grace_s, presence.clock))
     with progress("search", todo) as step:
         run_trials(
             claims,
@@ -177,7 +180,7 @@ def _run_pool(ready: Prepared, presence: Presence, count: int, folder: Path, gra
     # The threads that evaluate are shared out; those that a latency is of are not the worker's to choose.
     fixed = ready.spec.target.model_copy(update={"device": target.device, "threads": target.threads})
     environments = share(count, gpus=_gpus() if target.on_gpu else [], cpus=len(allowed_cpus()))
-    watch = Watch(grace_s)
+    watch = Watch(grace_s, presence.clock)
 
     def log(rank: int) -> Path:
         return folder / "workers" / f"{rank}.log"
@@ -195,17 +198,24 @@ def _run_pool(ready: Prepared, presence: Presence, count: int, folder: Path, gra
 
         def finished() -> int:
             nonlocal shown
-            now = patiently(lambda: len(ready.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))))
-            if now > shown:
-                step(now - shown, note=_best_note(ready))
-                shown = now
-            return now
+            with suppress(*AWAY):  # workers wait for the database, and say when they give up
+                complete = ready.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+                if len(complete) > shown:
+                    step(len(complete) - shown, note=_note(ready, _best(complete)))
+                    shown = len(complete)
+            return shown
+
+        def stuck() -> set[int]:
+            with suppress(*AWAY):
+                return stuck_processes(ready.storage.engine, watch)
+            return set()
 
         pool = Pool(start, count, log)
         pool.run(
             finished=finished,
             stopped=lambda: presence.stopped,
-            stuck=lambda: patiently(lambda: stuck_processes(ready.storage.engine, watch)),
+            stuck=stuck,
+            grace_s=grace_s,
         )
     _say_time(ready, over, done + todo)
 
@@ -235,7 +245,7 @@ def _gpus() -> list[str]:
 
 def _note_best(ready: Prepared, step: Callable[..., None]) -> Callable[[tuple[float, float]], None]:
     """What moves the progress bar after a trial, with the best one so far behind it."""
-    best = max(((one.values[0], -one.values[1]) for one in _complete(ready.study)), default=(-math.inf, 0.0))
+    best = _best(_complete(ready.study))
 
     def finished(values: tuple[float, float]) -> None:
         nonlocal best
@@ -245,8 +255,9 @@ def _note_best(ready: Prepared, step: Callable[..., None]) -> Callable[[tuple[fl
     return finished
 
 
-def _best_note(ready: Prepared) -> str:
-    return _note(ready, max((one.values[0], -one.values[1]) for one in _complete(ready.study)))
+def _best(complete: list[FrozenTrial]) -> tuple[float, float]:
+    """Of the most accurate trial, the fastest of several, what `_note` shows."""
+    return max(((one.values[0], -one.values[1]) for one in complete), default=(-math.inf, 0.0))
 
 
 def _note(ready: Prepared, best: tuple[float, float]) -> str:
@@ -254,7 +265,11 @@ def _note(ready: Prepared, best: tuple[float, float]) -> str:
 
 
 def _complete(study: Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return patiently(lambda: study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+
+
+def _results(ready: Prepared) -> StudyResults:
+    return patiently(lambda: assemble(ready.study, ready.record, ready.storage))
 
 
 def _confirm(

@@ -25,6 +25,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 
 from sparsevit.errors import MissingExtraError, UserError
 from sparsevit.folders import check_folder
+from sparsevit.search.patience import UnreachableError, patiently
 from sparsevit.search.tables import VERSION_TABLE
 from sparsevit.search.urls import masked
 
@@ -46,15 +47,16 @@ def open_storage(url: str, *, create: bool = True) -> RDBStorage:
         create: make what is missing; without it nothing is written.
 
     Raises:
-        UserError: if it is no such database, cannot be reached or written, or (without `create`) is not there.
+        UserError: if it is no such database, cannot be written, or (without `create`) is not there; an
+            `UnreachableError` if it may be in a while.
     """
     parsed = check_storage(url, writing=create)
     file = sqlite_file(parsed)
-    if file is not None and not file.exists():
-        if not create:
-            raise UserError(f"there is no database {file}: start the search first, or name its folder with --out")
-        _create_sqlite(file)
+    if file is not None and not file.exists() and not create:
+        raise UserError(f"there is no database {file}: start the search first, or name its folder with --out")
     with _one_line(parsed):
+        if file is not None and not file.exists():
+            _create_sqlite(file)
         if create:
             engine = sa.create_engine(parsed)
             with alone(engine):  # making tables from several processes at once fails
@@ -69,9 +71,12 @@ def open_storage(url: str, *, create: bool = True) -> RDBStorage:
 
 
 @contextmanager
-def storage_at(url: str, *, create: bool = True) -> Iterator[RDBStorage]:
-    """`open_storage` for a while: afterwards no connection is left, and SQLite's log is folded into its file."""
-    storage = open_storage(url, create=create)
+def storage_at(url: str, *, create: bool = True, waiting: bool = False) -> Iterator[RDBStorage]:
+    """`open_storage` for a while: afterwards no connection is left, and SQLite's log is folded into its file.
+
+    With `waiting`, a database that cannot be reached is waited for.
+    """
+    storage = patiently(lambda: open_storage(url, create=create)) if waiting else open_storage(url, create=create)
     try:
         yield storage
     finally:
@@ -307,7 +312,7 @@ def _one_line(url: URL) -> Iterator[None]:
         reason = " ".join(str(cause).split())
         if url.password:
             reason = reason.replace(str(url.password), "***")
-        raise UserError(f"cannot open the database {name}: {reason}") from None
+        raise UnreachableError(f"cannot open the database {name}: {reason}") from None
     except RuntimeError as error:  # Optuna's word for a schema of another version
         raise UserError(f"{name}: {' '.join(str(error).split())}") from None
 

@@ -17,7 +17,8 @@ def main() -> None:
     arguments = pickle.load(sys.stdin.buffer)  # from the parent process, which is the same program
     parent = arguments.pop("parent")
     try:
-        work(**arguments, stopped=lambda: os.getppid() != parent)
+        # The parent has reached the database: if it is away now, it is waited for.
+        work(**arguments, stopped=lambda: os.getppid() != parent, waiting=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)

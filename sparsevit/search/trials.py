@@ -15,7 +15,7 @@ from sparsevit.search.claims import Claims, Nothing
 from sparsevit.search.gate import UnmeasuredError
 from sparsevit.search.ledger import Accuracy
 from sparsevit.search.objective import Objective, PaidAccuracy, Proposal
-from sparsevit.search.patience import patiently
+from sparsevit.search.patience import UnreachableError, patiently
 
 ERROR = "error"
 """User attribute of a failed trial: why, in one line."""
@@ -60,7 +60,8 @@ def run_trials(
         finished: called with the values of each trial that this worker finished.
 
     Raises:
-        UserError: if `MOST_FAILURES` configurations in a row could not be evaluated.
+        UserError: if `MOST_FAILURES` configurations in a row could not be evaluated; an `UnreachableError` if the
+            database does not come back.
     """
     failures = 0
     while not stopped():
@@ -76,6 +77,8 @@ def run_trials(
             before = judge.evaluations
             try:
                 accuracy = _twice(partial(judge, proposal.sparsity, images))
+            except UnreachableError:
+                raise  # nothing can be written of the trial now: the next worker finds that nobody is at it
             except Exception as error:
                 _fail(claims, trial, first_line(error))
                 objective.gate.failed.add(proposal.row)
@@ -106,8 +109,10 @@ def _take(claims: Claims, objective: Objective, asked: int) -> tuple[Trial, Prop
 def _twice(judge: Callable[[], Accuracy]) -> Accuracy:
     try:
         return judge()
-    except Exception:
-        return judge()
+    except Exception as error:
+        if isinstance(error, UnreachableError):
+            raise
+    return judge()  # out here nothing holds on to the memory of the first try
 
 
 def _fail(claims: Claims, trial: Trial, reason: str) -> None:

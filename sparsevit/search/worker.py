@@ -1,7 +1,7 @@
 """Who works on a study: every worker's name, its sign of life in the database, and who has ended.
 
 Whether a worker lives is never read from a clock on the wall, which may be set back: on this host its process tells,
-and anywhere a counter that it moves, watched by the clock that only runs forward.
+and anywhere a counter that it moves, watched for as long as the one who watches moves its own.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from types import TracebackType
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from sparsevit.search.patience import AWAY, patiently
 from sparsevit.search.tables import workers
 
 WORKER = "worker"
@@ -65,6 +66,7 @@ class Presence:
     def __init__(self, engine: Engine, study: str, *, beat_s: float = BEAT_S) -> None:
         self._engine, self._study, self._beat_s = engine, study, beat_s
         self._worker = this_worker()
+        self._present = 0.0, time.monotonic()  # seconds present until the last beat, and when that was
         self._stop, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._beats, name="presence", daemon=True)
 
@@ -76,24 +78,40 @@ class Presence:
     def stop(self) -> None:
         self._stop.set()
 
+    def clock(self) -> float:
+        """Seconds that this worker was present: it stands still while the process or the database does.
+
+        So a worker that was stopped, or waited for the database, takes nobody for dead who did the same.
+        """
+        return self._present_until(time.monotonic())
+
     def __enter__(self) -> Presence:
-        with self._engine.begin() as connection:
-            self._insert(connection)
+        patiently(self._appear)
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._end.set()
         self._thread.join()
-        with suppress(sa.exc.SQLAlchemyError), self._engine.begin() as connection:
+        with suppress(*AWAY), self._engine.begin() as connection:
             connection.execute(workers.delete().where(workers.c.worker == self._worker))
 
     def _beats(self) -> None:
         while not self._end.wait(self._beat_s):
-            with suppress(
-                sa.exc.SQLAlchemyError
-            ):  # a database that is away comes back, and then this one is still here
+            with suppress(*AWAY):  # a database that is away comes back, and then this one is still here
                 self._beat()
+                now = time.monotonic()
+                self._present = self._present_until(now), now
+
+    def _present_until(self, now: float) -> float:
+        before, since = self._present
+        return before + min(now - since, 2 * self._beat_s)
+
+    def _appear(self) -> None:
+        with self._engine.begin() as connection:
+            dead = [one for (one,) in connection.execute(sa.select(workers.c.worker)) if is_dead(one)]
+            connection.execute(workers.delete().where(workers.c.worker.in_(dead)))
+            self._insert(connection)
 
     def _beat(self) -> None:
         mine = workers.c.worker == self._worker
@@ -123,7 +141,7 @@ class Watch:
 
     Attributes:
         grace_s: for how long a counter may stand still.
-        clock: seconds that never run backward.
+        clock: seconds that never run backward; a worker's own `Presence.clock` is best.
     """
 
     grace_s: float = GRACE_S
@@ -202,14 +220,24 @@ def stuck_processes(engine: Engine, watch: Watch) -> set[int]:
     return {int(worker.split(":")[1]) for worker in watch.look(beats, here)}
 
 
+def is_stopped(process: int) -> bool:
+    """Whether a process of this host was stopped by a signal, so that it does nothing at all."""
+    return (_stat(process) or ["X"])[0] == "T"
+
+
 def _start(process: int) -> str | None:
     """When a process of this host started, in ticks since the host did; `None` if there is none, or only its corpse."""
+    state, *fields = _stat(process) or ["X"]
+    return None if state in "ZX" else fields[18]
+
+
+def _stat(process: int) -> list[str] | None:
+    """The fields of /proc/PROCESS/stat from the state on; `None` if there is no such process."""
     try:
         text = Path(f"/proc/{process}/stat").read_text()
     except OSError:
         return None
-    state, *fields = text[text.rindex(")") + 2 :].split()
-    return None if state in "ZX" else fields[18]
+    return text[text.rindex(")") + 2 :].split()
 
 
 def _namespace() -> str:

@@ -1,8 +1,11 @@
-"""A study file over a fake supernet, in a folder of its own, with a latency that is known."""
+"""A study file over a fake supernet, in a folder of its own, with a latency that is known; a PostgreSQL server."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +32,25 @@ confirm = 5
 device = "cpu"
 threads = 1
 size = [448, 448]
+"""
+
+SLOW = """
+import os, time
+from search_fakes import FakeEvaluator
+
+class Slow(FakeEvaluator):
+    def accuracy(self, sparsity, *, images=None, **rest):
+        if images == 10:  # a trial's
+            note("start", sparsity)
+        time.sleep(float(os.environ.get("SLOW_S", "0.15")))
+        return super().accuracy(sparsity, images=images, **rest)
+
+def note(what, sparsity):
+    with open("evaluations.log", "a") as log:
+        log.write(f"{what} {os.getpid()} {sparsity}\\n")
+
+def evaluator(*, config=None, checkpoint="builtin", flavour="plain", device, dtype):
+    return Slow(config, checkpoint, flavour, device, dtype)
 """
 
 
@@ -64,3 +86,37 @@ def study_file(tmp_path: Path, fakes: ModuleType, monkeypatch: pytest.MonkeyPatc
 def load(study_file: Path) -> Callable[..., StudySpec]:
     """The study with some `key=value` overruled."""
     return lambda *overrides: StudySpec.load(study_file, overrides)
+
+
+@pytest.fixture
+def slow(load: Callable[..., StudySpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Studies whose evaluations take a while and are written to a log, in other processes too."""
+    (tmp_path / "slow_fakes.py").write_text(SLOW)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lambda *more: load("supernet.evaluator=slow_fakes:evaluator", *more)
+    sys.modules.pop("slow_fakes", None)  # not there where the test was skipped
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Any]:
+    """A server of the tests' own, which `stop` and `start` may restart."""
+    path = Path(__file__).parents[2] / "benchmarks" / "private_postgres.py"
+    spec = importlib.util.spec_from_file_location("private_postgres", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    why = module.missing()
+    if why is not None:
+        pytest.skip(why)
+    with module.private_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(postgres_server: Any) -> str:
+    """The URL of a new database."""
+    url: str = postgres_server.database(f"test-{uuid.uuid4()}")
+    return url

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -27,66 +24,6 @@ from sparsevit.search.storage import storage_at
 from sparsevit.search.worker import workers_of
 
 Load = Callable[..., StudySpec]
-
-SLOW = """
-import os, time
-import search_fakes
-from search_fakes import FakeEvaluator
-
-class Slow(FakeEvaluator):
-    def accuracy(self, sparsity, *, images=None, **rest):
-        if images == 10:  # a trial's
-            note("start", sparsity)
-        time.sleep(0.15)
-        return super().accuracy(sparsity, images=images, **rest)
-
-def note(what, sparsity):
-    with open("evaluations.log", "a") as log:
-        log.write(f"{what} {os.getpid()} {sparsity}\\n")
-
-def evaluator(*, config=None, checkpoint="builtin", flavour="plain", device, dtype):
-    return Slow(config, checkpoint, flavour, device, dtype)
-"""
-
-
-@pytest.fixture
-def slow(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Studies whose evaluations take a while and are written to a log."""
-    (tmp_path / "slow_fakes.py").write_text(SLOW)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
-    monkeypatch.syspath_prepend(tmp_path)
-    yield lambda *more: load("supernet.evaluator=slow_fakes:evaluator", *more)
-    sys.modules.pop("slow_fakes", None)  # not there where the test was skipped
-
-
-@pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[str]:
-    """The URL of a database on a server of its own."""
-    pytest.importorskip("psycopg", reason="the extra postgres is not installed")
-    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not binaries:
-        pytest.skip("PostgreSQL is not installed")
-    if os.getuid() == 0 and shutil.which("runuser") is None:
-        pytest.skip("PostgreSQL does not run as root")
-    folder = Path("/tmp") / f"sparsevit-postgres-{os.getpid()}"
-    folder.mkdir()
-    user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    if user:
-        shutil.chown(folder, "postgres")
-
-    def run(name: str, *words: str) -> None:
-        subprocess.run([*user, str(binaries[-1] / name), *words], check=True, stdout=subprocess.DEVNULL, cwd="/tmp")
-
-    data = str(folder / "data")
-    try:
-        run("initdb", "-D", data, "-A", "trust", "-U", "tester", "--no-sync")
-        run("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", f"-k {folder} -c listen_addresses=", "start")
-        try:
-            yield f"postgresql+psycopg://tester@/postgres?host={folder}"
-        finally:
-            run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder)
 
 
 def check(spec: StudySpec, trials: int, kills: int) -> None:

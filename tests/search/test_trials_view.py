@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -77,33 +76,22 @@ def test_a_row_per_trial_says_what_the_project_itself_reads(load: Load) -> None:
     assert not all(row["confirmed_accuracy"] for row in rows)
 
 
-@pytest.mark.skipif("SPARSEVIT_POSTGRES" not in os.environ, reason="SPARSEVIT_POSTGRES names no database to test in")
-def test_postgresql_says_the_same_with_types_of_its_own(load: Load) -> None:
-    server = sa.create_engine(os.environ["SPARSEVIT_POSTGRES"])
-    schema = f"sparsevit_{os.getpid()}"
-    url = server.url.update_query_dict({"options": f"-csearch_path={schema}"}).render_as_string(hide_password=False)
-    with server.begin() as connection:
-        connection.execute(sa.text(f"CREATE SCHEMA {schema}"))
-    try:
-        results = search(load(f"storage.url={json.dumps(url)}"), trials=12)
-        rows = ask("SELECT * FROM sparsevit_trials ORDER BY trial", url)
-        assert list(rows[0]) == COLUMNS
-        for row, trial in zip(rows, results.trials, strict=True):
-            assert (row["trial"], row["state"], row["sparsity"]) == (trial.number, "COMPLETE", str(trial.sparsity))
-            assert row["ratios"] == [float(value) for value in trial.sparsity.flat]
-            assert row["metrics"] == trial.accuracy
-            assert row["confirmed_metrics"] == trial.confirmed
-            assert row["confirmed_accuracy"] == (trial.confirmed["bbox_mAP"] if trial.confirmed else None)
-            assert row["predicted_ms"] == trial.predicted_ms
-            assert row["measured_ms"] == (trial.measured.median_ms if trial.measured else None)
-            assert row["feasible"] is True
-            assert row["started"] < row["completed"]
-            assert row["worker"] == trial.worker
-        assert any(row["confirmed_accuracy"] for row in rows)
-    finally:
-        with server.begin() as connection:
-            connection.execute(sa.text(f"DROP SCHEMA {schema} CASCADE"))
-        server.dispose()
+def test_postgresql_says_the_same_with_types_of_its_own(load: Load, postgres: str) -> None:
+    results = search(load(f"storage.url={postgres}"), trials=12)
+    rows = ask("SELECT * FROM sparsevit_trials ORDER BY trial", postgres)
+    assert list(rows[0]) == COLUMNS
+    for row, trial in zip(rows, results.trials, strict=True):
+        assert (row["trial"], row["state"], row["sparsity"]) == (trial.number, "COMPLETE", str(trial.sparsity))
+        assert row["ratios"] == [float(value) for value in trial.sparsity.flat]
+        assert row["metrics"] == trial.accuracy
+        assert row["confirmed_metrics"] == trial.confirmed
+        assert row["confirmed_accuracy"] == (trial.confirmed["bbox_mAP"] if trial.confirmed else None)
+        assert row["predicted_ms"] == trial.predicted_ms
+        assert row["measured_ms"] == (trial.measured.median_ms if trial.measured else None)
+        assert row["feasible"] is True
+        assert row["started"] < row["completed"]
+        assert row["worker"] == trial.worker
+    assert any(row["confirmed_accuracy"] for row in rows)
 
 
 def test_the_front_in_sql_is_the_front(load: Load) -> None:

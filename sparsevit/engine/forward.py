@@ -10,7 +10,8 @@ from sparsevit.engine import tuning
 from sparsevit.engine.kernels.attention import attention
 from sparsevit.engine.kernels.embed import embed
 from sparsevit.engine.kernels.feed_forward import feed_forward
-from sparsevit.engine.kernels.linear import linear, merge
+from sparsevit.engine.kernels.linear import linear
+from sparsevit.engine.kernels.merge import merge
 from sparsevit.engine.kernels.norm import norm
 from sparsevit.engine.kernels.parts import splits
 from sparsevit.engine.kernels.rank import magnitude, rank, score

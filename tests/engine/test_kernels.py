@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("triton")
 
-from sparsevit.engine.kernels import attention, embed, feed_forward, linear, norm, rank
+from sparsevit.engine.kernels import attention, embed, feed_forward, linear, merge, norm, rank
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import slots, sums_of
 from sparsevit.engine.tuning import Tile
@@ -130,7 +130,7 @@ def test_merging(
     x = tokens(2, size, 32, device, dtype)
     out_sums = poison(len(out), slots(outputs), 2, device=device, dtype=torch.float32)
     arguments = (x, sums_of(x.float()), size, weights, out, out_sums, SMALL)
-    check(linear.merge, linear.merge_reference, arguments, 4)
+    check(merge.merge, merge.merge_reference, arguments, 4)
     fit(out_sums, out)
 
 

@@ -1,4 +1,4 @@
-"""A linear layer on rows that lie anywhere: gathered or merged on the way in, added to their own rows on the way out.
+"""A linear layer on rows that lie anywhere: gathered on the way in, added to their own rows on the way out.
 
 M rows, K channels in, N channels out, R rows of the token buffer. Norms are folded: the norm's scale into the weight,
 its shift into the bias. A row's mean and deviation come from its sums, which
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,8 +18,6 @@ from sparsevit.engine.kernels.gelu import gelu
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import SLOT, load_sums, slots, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
-
-DIRECT, GATHERED, MERGED = 0, 1, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,25 +43,31 @@ class Weights:
         return self.padding is not self.bias
 
 
-@triton.jit(do_not_specialize=["rows", "per_image", "stride", "height", "width"])
+@triton.jit
+def normed(acc, total, squares, column_sums, n, N: tl.constexpr, K: tl.constexpr, EPS: tl.constexpr):
+    """Columns `n` of a product of normed rows, from `acc`, that of the rows as they are, and the rows' sums."""
+    mean = total / K
+    deviation = tl.rsqrt(tl.maximum(squares / K - mean * mean, 0.0) + EPS)
+    sums = tl.load(column_sums + n, mask=n < N, other=0.0)
+    return deviation[:, None] * (acc - mean[:, None] * sums[None, :])
+
+
+@triton.jit(do_not_specialize=["rows", "per_image", "stride"])
 def _linear(
     x,
     weight,
     bias,
     padding,
     column_sums,
-    row_sums,
-    out_sums,
+    sums,
     table,
     out,
     rows,
     per_image,
     stride,
-    height,
-    width,
     N: tl.constexpr,
     K: tl.constexpr,
-    SOURCE: tl.constexpr,
+    GATHERED: tl.constexpr,
     NORM: tl.constexpr,
     EPS: tl.constexpr,
     PADS_AFTER: tl.constexpr,
@@ -82,29 +85,15 @@ def _linear(
     inside = m < rows
     real = inside
     row = m
-    if SOURCE == 1 or ADD:
+    if GATHERED or ADD:
         image = m // per_image
         row = tl.load(table + image * stride + (m - image * per_image), mask=inside, other=-1)
         real = row >= 0
-    if SOURCE == 2:
-        channels: tl.constexpr = K // 4
-        out_width = (width + 1) // 2
-        out_tokens = (height + 1) // 2 * out_width
-        image = m // out_tokens
-        y = (m - image * out_tokens) // out_width * 2
-        left = (m - image * out_tokens) % out_width * 2
-        corner = (image * height + y) * width + left
 
     acc = tl.zeros((BM, BN), tl.float32)
     for step in range(K // BK):
         k = step * BK + tl.arange(0, BK)
-        if SOURCE == 2:  # a step never crosses from one of the four tokens into the next
-            part = step * BK // channels
-            down = part // 2
-            right = part - down * 2
-            at = (corner + down * width + right).to(tl.int64) * channels - part * channels
-            valid = inside & (y + down < height) & (left + right < width)
-        elif SOURCE == 1:
+        if GATHERED:
             at = row.to(tl.int64) * K
             valid = real
         else:
@@ -115,21 +104,8 @@ def _linear(
         acc = tl.dot(a, b, acc)
 
     if NORM:
-        if SOURCE == 2:
-            total = tl.zeros((BM,), tl.float32)
-            squares = tl.zeros((BM,), tl.float32)
-            for part in tl.static_range(4):
-                token = corner + part // 2 * width + part % 2
-                valid = inside & (y + part // 2 < height) & (left + part % 2 < width)
-                of_token = load_sums(row_sums, token, valid, channels, SLOTS)
-                total += of_token[0]
-                squares += of_token[1]
-        else:
-            total, squares = load_sums(row_sums, row, real, K, SLOTS)
-        mean = total / K
-        deviation = tl.rsqrt(tl.maximum(squares / K - mean * mean, 0.0) + EPS)
-        sums = tl.load(column_sums + n, mask=n < N, other=0.0)
-        acc = deviation[:, None] * (acc - mean[:, None] * sums[None, :])
+        total, squares = load_sums(sums, row, real, K, SLOTS)
+        acc = normed(acc, total, squares, column_sums, n, N, K, EPS)
     shift = tl.load(bias + n, mask=n < N, other=0.0)
     if PADS_AFTER:
         other = tl.load(padding + n, mask=n < N, other=0.0)
@@ -146,8 +122,8 @@ def _linear(
         place = out + m.to(tl.int64)[:, None] * N + n[None, :]
         mask = inside[:, None] & (n[None, :] < N)
     tl.store(place, acc.to(out.dtype.element_ty), mask=mask)
-    if ADD or SOURCE == 2:
-        store_block_sums(out_sums, row, real, acc, tl.program_id(0) % columns * BN, N, BM, BN)
+    if ADD:
+        store_block_sums(sums, row, real, acc, tl.program_id(0) % columns * BN, N, BM, BN)
 
 
 def linear(
@@ -171,70 +147,8 @@ def linear(
     """
     selected = source or target
     rows = selected.total if selected else x.shape[0]
-    _launch(
-        x,
-        weights,
-        out,
-        tile,
-        rows=rows,
-        sums=sums,
-        out_sums=sums,
-        table=selected.table if selected else x,
-        per_image=selected.per_image if selected else rows,
-        stride=selected.table.shape[1] if selected else 0,
-        size=(0, 0),
-        source=GATHERED if source else DIRECT,
-        activate=activate,
-        add=target is not None,
-    )
-
-
-def merge(
-    x: Tensor, sums: Tensor, size: tuple[int, int], weights: Weights, out: Tensor, out_sums: Tensor, tile: Tile
-) -> None:
-    """Norm and linear layer of 2 x 2 joined tokens; what lies beyond the map's edge is 0.
-
-    Args:
-        x: tokens of maps of `size` (height, width), shape `(B * H * W, K / 4)`.
-        weights: in the order (row, column, channel) of the 2 x 2 patch.
-        out: shape `(B * ceil(H / 2) * ceil(W / 2), N)`.
-        sums, out_sums: of the rows of `x`, which are read, and of `out`, which are written; see `sums.py`.
-    """
-    _launch(
-        x,
-        weights,
-        out,
-        tile,
-        rows=out.shape[0],
-        sums=sums,
-        out_sums=out_sums,
-        table=x,
-        per_image=1,
-        stride=0,
-        size=size,
-        source=MERGED,
-    )
-
-
-def _launch(
-    x: Tensor,
-    weights: Weights,
-    out: Tensor,
-    tile: Tile,
-    *,
-    rows: int,
-    sums: Tensor | None,
-    out_sums: Tensor | None,
-    table: Tensor,
-    per_image: int,
-    stride: int,
-    size: tuple[int, int],
-    source: int,
-    activate: bool = False,
-    add: bool = False,
-) -> None:
     k, n = weights.weight.shape
-    assert weights.eps is None or sums is not None
+    assert sums is not None or (weights.eps is None and target is None)
     assert tile.columns >= min(SLOT, n)
     grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(n, tile.columns),)
     _linear[grid](
@@ -244,25 +158,23 @@ def _launch(
         weights.padding,
         weights.column_sums,
         weights.bias if sums is None else sums,
-        weights.bias if out_sums is None else out_sums,
-        table,
+        selected.table if selected else x,
         out,
         rows,
-        per_image,
-        stride,
-        *size,
+        selected.per_image if selected else rows,
+        selected.table.shape[1] if selected else 0,
         N=n,
         K=k,
-        SOURCE=source,
+        GATHERED=source is not None,
         NORM=weights.eps is not None,
         EPS=weights.eps or 0.0,
-        PADS_AFTER=source == GATHERED and weights.pads_after_norm,
+        PADS_AFTER=source is not None and weights.pads_after_norm,
         GELU=activate,
-        ADD=add,
+        ADD=target is not None,
         BM=tile.rows,
         BN=tile.columns,
         BK=tile.depth,
-        SLOTS=triton.next_power_of_2(slots(k // 4 if source == MERGED else k)),
+        SLOTS=triton.next_power_of_2(slots(k)),
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -281,7 +193,7 @@ def linear_reference(
 ) -> None:
     """What `linear` computes, in plain PyTorch and the precision of `x`."""
     rows = source.gather(x) if source else x
-    y = _normed_product(rows, weights)
+    y = normed_product(rows, weights)
     if source is not None and weights.pads_after_norm:
         y[source.flat() < 0] = weights.padding.to(y.dtype)
     if activate:
@@ -295,18 +207,8 @@ def linear_reference(
             target.scatter(sums, sums_of(after))
 
 
-def merge_reference(
-    x: Tensor, sums: Tensor, size: tuple[int, int], weights: Weights, out: Tensor, out_sums: Tensor, tile: Tile
-) -> None:
-    """What `merge` computes, in plain PyTorch and the precision of `x`."""
-    height, width = size
-    maps = F.pad(x.view(-1, height, width, x.shape[1]), (0, 0, 0, width % 2, 0, height % 2))
-    joined = torch.cat([maps[:, down::2, right::2] for down in (0, 1) for right in (0, 1)], dim=-1)
-    out.copy_(_normed_product(joined.reshape(out.shape[0], -1), weights))
-    out_sums.copy_(sums_of(out))
-
-
-def _normed_product(rows: Tensor, weights: Weights) -> Tensor:
+def normed_product(rows: Tensor, weights: Weights) -> Tensor:
+    """Norm, where the weights have one, and linear layer of rows, in their precision."""
     if weights.eps is not None:
         rows = F.layer_norm(rows, rows.shape[1:], eps=weights.eps)
     return rows @ weights.weight.to(rows.dtype) + weights.bias.to(rows.dtype)

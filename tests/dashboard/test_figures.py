@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 
 from sparsevit.dashboard.figures import (
     FIGURES,
+    avoided,
     front,
     layer_sensitivity,
     predicted_vs_measured,
     progress,
     ratios_along_front,
+    timeline,
 )
+from sparsevit.dashboard.figures.compare import compare
 from sparsevit.dashboard.figures.labels import label_positions
 from sparsevit.dashboard.figures.progress import hypervolumes
 from sparsevit.search.results import Bounds, HeldOut, StudyResults
@@ -111,6 +114,14 @@ class TestFront:
         assert high < right
         lines = {shape.x0 for shape in figure.layout.shapes if shape.name == "bound"}
         assert lines == ({low, high} if low else {high})
+
+    @pytest.mark.parametrize(("max_ms", "side"), [(12.0, "left"), (100.0, "right")])
+    def test_the_bound_is_named_beyond_it_where_there_is_room(
+        self, finished: StudyResults, max_ms: float, side: str
+    ) -> None:
+        drawn = front(replace(finished, bounds=Bounds(0.0, max_ms)))
+        (name,) = (one for one in drawn.layout.annotations if one.text.startswith("bound"))
+        assert name.xanchor == side
 
     def test_a_best_trial_that_is_not_confirmed_counts_as_predicted(self, finished: StudyResults) -> None:
         plain = [replace(one, confirmed=None, measured=None) for one in finished.front]
@@ -281,6 +292,28 @@ def test_every_figure_is_explained_in_one_sentence_and_has_clear_paper(finished:
     assert kind.draw(finished).layout.paper_bgcolor == "rgba(0,0,0,0)"
 
 
+def test_where_nothing_was_spared_it_says_so(finished: StudyResults) -> None:
+    assert "nothing to spare" in texts(avoided(finished))
+    spared = [replace(one, infeasible=2, duplicates=1) for one in finished.trials]
+    assert set(traces(avoided(replace(finished, trials=spared)))) == {
+        f"outside the bounds ({2 * len(spared)})",
+        f"known already ({len(spared)})",
+    }
+
+
+def test_workers_are_named_as_short_as_tells_them_apart(finished: StudyResults) -> None:
+    names = ["host:7:4026531836:11", "host:8:4026531836:12", "host:8:4026531836:99"]
+    trials = [replace(one, worker=names[one.number % 3]) for one in finished.trials]
+    assert set(traces(timeline(replace(finished, trials=trials)))) == {"host:7", *names[1:]}
+
+
+def test_targets_over_charts_fit_a_phone(finished: StudyResults) -> None:
+    long = replace(finished, target="cuda:0 threads=1 bfloat16 batch=4 672x672 compiled+graph backbone")
+    titles = [one.text for one in compare({"a": long, "b": finished}).layout.annotations]
+    assert max(len(line) for title in titles for line in title.split("<br>")) <= 44
+    assert [title.replace("<br>", " ") for title in titles] == sorted([finished.target, long.target])
+
+
 class TestLabelPositions:
     def test_a_label_avoids_points_and_edges(self) -> None:
         crowd = [(5.2 + i / 10, 4.8) for i in range(5)]
@@ -291,6 +324,10 @@ class TestLabelPositions:
     def test_labels_do_not_lie_on_each_other(self) -> None:
         one, two = label_positions(["uniform 30 %", "uniform 40 %"], [(5, 5), (5.5, 5)], [], (0, 10), (0, 10))
         assert one != two
+
+    def test_of_sides_that_suit_a_desk_the_one_that_suits_a_phone(self) -> None:
+        crowd = [(3 + i / 10, 4.8) for i in range(5)]
+        assert label_positions(["uniform 80 %"], [(1, 5)], crowd, (0, 10), (0, 10)) == ["top right"]
 
     def test_a_single_value_needs_no_range(self) -> None:
         assert label_positions(["dense"], [(5, 5)], [], (5, 5), (5, 5))

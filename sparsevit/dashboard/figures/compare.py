@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from html import escape
 
@@ -36,7 +37,8 @@ def compare(studies: Mapping[str, StudyResults]) -> go.Figure:
     if not shown:
         return sentence("None of these studies has a trial within its bounds yet.")
     kinds = sorted({(one.target, one.metric) for one in shown.values()})
-    titles = [f"{escape(target)}" for target, _ in kinds]
+    # A phone is no wider than so many letters.
+    titles = ["<br>".join(map(escape, textwrap.wrap(target, 44))) for target, _ in kinds]
     drawn = make_subplots(rows=len(kinds), cols=1, subplot_titles=titles, vertical_spacing=0.35 / len(kinds))
     for place, (name, results) in enumerate(shown.items()):
         row = kinds.index((results.target, results.metric)) + 1

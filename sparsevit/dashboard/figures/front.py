@@ -124,7 +124,6 @@ def _references(
             mode="markers+text",
             marker=_marker(GREEN, symbol, 10),
             text=[escape(one.label) for one in references],
-            textfont={"shadow": "auto"},
             cliponaxis=False,
             name=name,
             customdata=hover_rows(results, [(one.label, one.sparsity, one.accuracy or {}) for one in references]),
@@ -162,8 +161,10 @@ def _bounds(drawn: go.Figure, results: StudyResults) -> tuple[float, float]:
     )  # fmt: skip
     for limit in limits:
         drawn.add_vline(x=limit, line={"color": GREEN, "width": 1, "dash": "dash"}, layer="below", name="bound")
+    # Beyond the bound there are few points, and fewer of low accuracy.
+    room = high - bounds.max_ms > 0.06 * (high - low)
     drawn.add_annotation(
         text=f"bound {bounds.max_ms:.4g} ms", x=bounds.max_ms, y=0, yref="paper", textangle=-90,
-        xanchor="right", yanchor="bottom", showarrow=False, font={"size": 11},
+        xanchor="left" if room else "right", yanchor="bottom", showarrow=False, font={"size": 11},
     )  # fmt: skip
     return low, high

@@ -43,7 +43,7 @@ def importance(results: StudyResults) -> go.Figure:
     drawn.update_yaxes(autorange="reversed", type="category", showgrid=False)
     drawn.update_xaxes(tickformat=".0%", rangemode="tozero")
     drawn.update_layout(barmode="group")
-    note(drawn, f"explained in all: {', '.join(explained)}")
+    note(drawn, f"in all: {', '.join(explained)}")
     return drawn
 
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from sparsevit.dashboard.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, figure, note, sentence
 from sparsevit.dashboard.text import figure_of
 from sparsevit.search.results import StudyResults, TrialResult
+from sparsevit.search.worker import worker_label
 
 _WORKERS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION)
 MOST_BARS = 600
@@ -21,6 +22,8 @@ def avoided(results: StudyResults) -> go.Figure:
     trials = _in_order(results)
     if not trials:
         return sentence("No trial has finished yet: what the search did not have to pay for will stand here.")
+    if not any(one.infeasible or one.duplicates for one in trials):
+        return sentence("The sampler drew nothing that misses the bounds or was known: there was nothing to spare.")
     drawn = figure(x="trial", y="not evaluated, in all")
     numbers = [one.number for one in trials]
     for name, counts, colour in (
@@ -65,16 +68,20 @@ def timeline(results: StudyResults) -> go.Figure:
         return sentence("No trial has finished yet: the workers' times will stand here.")
     shown = trials[-MOST_BARS:]
     workers = sorted({one.worker or "unknown" for one in shown})
+    short = [worker_label(worker) for worker in workers]
+    labels = [
+        escape(label if short.count(label) == 1 else worker) for worker, label in zip(workers, short, strict=True)
+    ]
     drawn = figure(x="time", y="", height=150 + 34 * len(workers))
-    for place, worker in enumerate(workers):
+    for place, (worker, label) in enumerate(zip(workers, labels, strict=True)):
         own = [one for one in shown if (one.worker or "unknown") == worker]
         drawn.add_bar(
             base=[one.started.isoformat() for one in own if one.started],
             x=[1000 * max(one.seconds, 0.05) for one in own],  # plotly counts dates in milliseconds
-            y=[escape(worker)] * len(own),
+            y=[label] * len(own),
             orientation="h",
             marker={"color": _WORKERS[place % len(_WORKERS)], "line": {"width": 0}},
-            name=escape(worker),
+            name=label,
             text=[f"trial {one.number}, {one.seconds:.1f} s" for one in own],
             textposition="none",
             hovertemplate="%{text}<br>%{base}<extra></extra>",

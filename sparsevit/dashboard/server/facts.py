@@ -59,8 +59,13 @@ def _rate(results: StudyResults, running: bool) -> Fact:
 
 def _workers(results: StudyResults, trials: int, workers: int) -> Fact:
     gone = len(results.running) - trials
-    remark = f"on {trials} trials" if trials else "the search does not run now"
-    return Fact(str(workers), "workers", remark + (f"; {gone} trials were left behind" if gone else ""))
+    remark = f"on {_trials(trials)}" if trials else "the search does not run now"
+    left = f"; {_trials(gone)} {'was' if gone == 1 else 'were'} left behind" if gone else ""
+    return Fact(str(workers), "worker" if workers == 1 else "workers", remark + left)
+
+
+def _trials(count: int) -> str:
+    return "1 trial" if count == 1 else f"{count} trials"
 
 
 def _best(results: StudyResults) -> Fact:

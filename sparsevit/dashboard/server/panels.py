@@ -42,12 +42,16 @@ def pick_panel(results: StudyResults, study: str, exports: bool) -> Any:
     low, high = known[0], max(known[-1], results.bounds.max_ms)
     start = min(max(results.bounds.max_ms, low), high)
     step = max((high - low) / 200, 0.001)
+    marks = {_rounded(low + (high - low) * i / 4): f"{low + (high - low) * i / 4:.4g}" for i in range(5)}
     return html.Div(
         [
             html.Label("latency budget, ms", htmlFor="budget"),
-            dcc.Slider(
-                id="budget", min=_rounded(low), max=_rounded(high + step), value=_rounded(start), step=_rounded(step),
-                marks={_rounded(low + (high - low) * i / 4): f"{low + (high - low) * i / 4:.4g}" for i in range(5)},
+            html.Div(
+                dcc.Slider(
+                    id="budget", min=_rounded(low), max=_rounded(high + step), value=_rounded(start),
+                    step=_rounded(step), marks=marks,
+                ),
+                className="budget",
             ),
             html.Div(picked(results, study, start, exports), id="picked"),
         ]

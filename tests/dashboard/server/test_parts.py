@@ -92,7 +92,7 @@ class TestFacts:
         host = this_worker().rpartition(":")[0]
         left = replace(many, running=[Running(1, None, f"{host}:999999999")])
         assert facts(left)[2].value == "0"
-        assert "1 trials were left behind" in facts(left)[2].remark
+        assert "1 trial was left behind" in facts(left)[2].remark
 
 
 class TestStudies:

@@ -6,7 +6,6 @@ two of them take the same configuration.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any, TypeVar
@@ -17,17 +16,15 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.study import Study
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
-from sparsevit.search.storage import packed
 from sparsevit.search.tables import workers
+from sparsevit.search.trial_storage import TrialStorage
 from sparsevit.search.worker import WORKER, Watch, this_worker
 
 Filled = TypeVar("Filled")
 
-_studies = sa.table("studies", sa.column("study_id"))
 _trials = sa.table("trials", sa.column("trial_id"), sa.column("study_id"), sa.column("state"))
-_attributes = sa.table("trial_user_attributes", sa.column("trial_id"), sa.column("key"), sa.column("value_json"))
 _state = sa.cast(_trials.c.state, sa.Text)
 
 
@@ -60,11 +57,14 @@ class Claims:
         """
         self._storage, self._name, self._sampler, self._watch = storage, name, sampler, watch
         self._study: Study | None = None
+        self._settled = 0, 0  # the study's first trials that are all finished: how many, and how many are complete
 
     @property
     def study(self) -> Study:
         if self._study is None:
-            self._study = optuna.load_study(study_name=self._name, storage=self._storage, sampler=self._sampler)
+            storage = TrialStorage(self._storage)
+            self._study = optuna.load_study(study_name=self._name, storage=storage, sampler=self._sampler)
+            self._settled = 0, 0
         return self._study
 
     def take(self, asked: int, fill: Callable[[Trial], Filled]) -> tuple[Trial, Filled] | Nothing:
@@ -80,7 +80,7 @@ class Claims:
         """
         study = self.study
         try:
-            with packed(self._storage) as connection:
+            with _storage_of(study).transaction() as connection:
                 return self._take(connection, study, asked, fill)
         except NothingLeftError:
             self._study = None
@@ -94,8 +94,10 @@ class Claims:
 
         It is not where others took this worker for dead, or where an earlier try reached the database after all.
         """
+        storage = _storage_of(trial.study)
         try:
-            with packed(self._storage):
+            with storage.transaction():
+                storage.hold(trial._trial_id)
                 for key, value in attributes.items():
                     trial.set_user_attr(key, value)
                 trial.study.tell(trial, values, TrialState.FAIL if values is None else TrialState.COMPLETE)
@@ -106,12 +108,9 @@ class Claims:
     def _take(
         self, connection: sa.Connection, study: Study, asked: int, fill: Callable[[Trial], Filled]
     ) -> tuple[Trial, Filled] | Nothing:
-        connection.execute(
-            sa.select(_studies.c.study_id).where(_studies.c.study_id == study._study_id).with_for_update()
-        )
-        living = self._fail_dead(connection, study)
-        mine = (_trials.c.study_id == study._study_id, _state == TrialState.COMPLETE.name)
-        done = connection.execute(sa.select(sa.func.count()).select_from(_trials).where(*mine)).scalar_one()
+        _storage_of(study).lock(study._study_id)
+        done, running = self._progress(study)
+        living = self._fail_dead(connection, study, running)
         if done >= asked:
             return Nothing.DONE
         if done + living >= asked:
@@ -119,21 +118,27 @@ class Claims:
         trial = study.ask()
         return trial, fill(trial)
 
-    def _fail_dead(self, connection: sa.Connection, study: Study) -> int:
+    def _progress(self, study: Study) -> tuple[int, list[FrozenTrial]]:
+        """How many trials are complete, and those that are running."""
+        trials = study.get_trials(deepcopy=False)
+        length, done = self._settled
+        while length < len(trials) and trials[length].state.is_finished():
+            done += trials[length].state == TrialState.COMPLETE
+            length += 1
+        self._settled = length, done
+        rest = trials[length:]
+        running = [one for one in rest if one.state == TrialState.RUNNING]
+        return done + sum(one.state == TrialState.COMPLETE for one in rest), running
+
+    def _fail_dead(self, connection: sa.Connection, study: Study, running: Sequence[FrozenTrial]) -> int:
         """Fail the running trials whose worker has ended, and any of this process; how many others are running."""
-        names = _attributes.c.trial_id == _trials.c.trial_id, _attributes.c.key == WORKER
-        rows = connection.execute(
-            sa.select(_trials.c.trial_id, _attributes.c.value_json)
-            .select_from(_trials.outerjoin(_attributes, sa.and_(*names)))
-            .where(_trials.c.study_id == study._study_id, _state == TrialState.RUNNING.name)
-        ).all()
-        if not rows:
+        if not running:
             return 0
-        others = {trial: None if name is None else json.loads(name) for trial, name in rows}
-        beats = {worker: beat for worker, beat in connection.execute(sa.select(workers.c.worker, workers.c.beat))}
         # A trial without a name was made in the instant before its worker wrote it: nobody's.
-        dead = self._watch.look(beats, {name or "" for name in others.values()} - {this_worker()}) | {this_worker()}
-        lost = [trial for trial, name in others.items() if (name or "") in dead]
+        others = {one._trial_id: one.user_attrs.get(WORKER, "") for one in running}
+        beats = {worker: beat for worker, beat in connection.execute(sa.select(workers.c.worker, workers.c.beat))}
+        dead = self._watch.look(beats, set(others.values()) - {this_worker()}) | {this_worker()}
+        lost = [trial for trial, name in others.items() if name in dead]
         for trial in lost:
             study._storage.set_trial_state_values(trial, TrialState.FAIL)
         connection.execute(workers.delete().where(workers.c.worker.in_(dead - {this_worker()})))
@@ -145,3 +150,8 @@ class Claims:
         running = query.where(_trials.c.study_id == self.study._study_id, _state == TrialState.RUNNING.name)
         with self._storage.engine.connect() as connection:
             return int(connection.execute(running).scalar_one())
+
+
+def _storage_of(study: Study) -> TrialStorage:
+    assert isinstance(study._storage, TrialStorage)
+    return study._storage

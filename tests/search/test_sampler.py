@@ -87,11 +87,12 @@ def test_other_seeds_search_elsewhere_and_the_same_seed_the_same() -> None:
     assert one != other
 
 
-def test_failed_trials_leave_no_trace() -> None:
+@pytest.mark.parametrize("then", [(1, 9, 15), (5, 10, 10)], ids=["anywhere", "the first of a generation"])
+def test_failed_trials_leave_no_trace(then: tuple[int, ...]) -> None:
     candidates = find_candidates(SPACE, WINDOWS, predict, Bounds(0.0, 25.0))
     whole = rows(run(candidates, 30), candidates)
     study = run(candidates, 5)
-    for more in (1, 9, 15):
+    for more in then:
         trial = study.ask()
         for name in SPACE.layer_names:
             trial.suggest_int(name, 0, 8)

@@ -7,6 +7,7 @@ a search that was stopped, or lost a trial, goes on exactly as if it had not bee
 from __future__ import annotations
 
 from abc import abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +61,7 @@ class _Settled:
     of: tuple[object, int] | None  # a study: its storage, and its number there
     length: int = 0
     done: list[FrozenTrial] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
+    rows: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
 
 
 class CandidateSampler(BaseSampler):
@@ -187,7 +188,7 @@ class CandidateSampler(BaseSampler):
         trials = study._get_trials(deepcopy=False, use_cache=True)
         before, rows = self._counting(study, trials, trial.number)
         free = self._free_of(rows)
-        index = sum(one.number < trial.number for one in before)
+        index = bisect_left(before, trial.number, key=lambda one: one.number)
         while free.any():
             rng = np.random.default_rng([self._seed, index])
             row, draw = self.propose(Moment(study, trial, before, rows, index, free, rng))
@@ -205,18 +206,16 @@ class CandidateSampler(BaseSampler):
         of = study._storage, study._study_id
         settled = self._settled if self._settled.of == of else _Settled(of)
         fresh = [one for one in trials[settled.length :] if one.number != but and _counts(one)]
-        rows = [self.row_of(one) for one in fresh]
-        found = settled.done + fresh, np.array(settled.rows + rows, np.intp)
+        rows = np.array([self.row_of(one) for one in fresh], np.intp)
+        found = settled.done + fresh, np.concatenate([settled.rows, rows])
         length = next(
             (place for place in range(settled.length, len(trials)) if not trials[place].state.is_finished()),
             len(trials),
         )
         last = len(trials) if length == len(trials) else trials[length].number
-        new = [(one, row) for one, row in zip(fresh, rows, strict=True) if one.number < last]
+        new = bisect_left(fresh, last, key=lambda one: one.number)
         # In place of the old one, not changed: other threads may be at it.
-        self._settled = _Settled(
-            of, length, settled.done + [one for one, _ in new], settled.rows + [row for _, row in new]
-        )
+        self._settled = _Settled(of, length, settled.done + fresh[:new], np.concatenate([settled.rows, rows[:new]]))
         return found
 
     def _free_of(self, taken: NDArray[np.intp]) -> NDArray[np.bool_]:

@@ -87,6 +87,15 @@ class DetectorEvaluator:
             **figures,
         }
 
+    def description(self) -> Mapping[str, str]:
+        """The kind of detector, the channels of its first stage, and the images it is judged on."""
+        dataset = self._evaluation.dataset
+        return {
+            "detector": str(self._config.model.type),
+            "channels": str(self._config.model.backbone.get("embed_dims", 96)),
+            "data": f"{Path(dataset.ann_file).name}, {len(dataset)} images of {len(dataset.CLASSES)} classes",
+        }
+
     def scenes(self) -> int:
         """How many images the config's test split has."""
         return len(self._evaluation)

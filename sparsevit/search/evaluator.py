@@ -37,6 +37,14 @@ class Identified(Protocol):
 
 
 @runtime_checkable
+class Described(Protocol):
+    """Optional: says for people what is searched. Kept with the study; accuracies do not depend on its words."""
+
+    def description(self) -> Mapping[str, str]:
+        """Such as `{"detector": "MaskRCNN", "data": "instances_val2017.json, 5000 images of 80 classes"}`."""
+
+
+@runtime_checkable
 class EndToEnd(Protocol):
     """Optional: has a whole detector to time, for targets of that scope."""
 

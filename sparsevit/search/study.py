@@ -14,6 +14,7 @@ from optuna.study import Study, StudyDirection
 
 from sparsevit import __version__
 from sparsevit.errors import UserError
+from sparsevit.search.evaluator import Described
 from sparsevit.search.record import RECORD, WISHES, StudyRecord, Wishes, read_record, read_wishes
 from sparsevit.search.storage import accept_experimental
 
@@ -75,6 +76,7 @@ def fingerprint(spec: StudySpec, supernet: Supernet) -> dict[str, str]:
 def provenance(spec: StudySpec, supernet: Supernet) -> dict[str, str]:
     """For people: where the figures of a study come from."""
     packages = ("torch", "optuna", "numpy")
+    described = supernet.evaluator
     return {
         "sparsevit": __version__,
         **{name: version(name) for name in packages},
@@ -83,6 +85,7 @@ def provenance(spec: StudySpec, supernet: Supernet) -> dict[str, str]:
         "target": str(supernet.target),
         **_prefixed("environment", supernet.environment),
         **_prefixed("supernet", supernet.identity),
+        **_prefixed("supernet", described.description() if isinstance(described, Described) else {}),
     }
 
 

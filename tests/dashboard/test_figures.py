@@ -38,6 +38,18 @@ def texts(figure: go.Figure) -> str:
     return " ".join(note.text for note in figure.layout.annotations).replace("<br>", " ")
 
 
+AS_PAPER: dict[str, Any] = {
+    "target": "cuda:1 threads=1 float32 batch=4 672x672 eager backbone",
+    "provenance": {
+        "supernet.detector": "MaskRCNN",
+        "supernet.channels": "96",
+        "supernet.data": "instances_val2017.json, 5000 images of 80 classes",
+        "environment.device": "NVIDIA RTX A6000",
+        "environment.matmul": "highest",
+    },
+}
+
+
 class TestFront:
     def test_every_trial_is_drawn_once_at_its_predicted_latency_and_search_accuracy(
         self, finished: StudyResults
@@ -96,6 +108,43 @@ class TestFront:
         dense = finished.references[0]
         assert dense.measured is not None
         assert drawn.x[-1] == dense.measured.median_ms
+
+    def test_the_papers_results_are_drawn_beside_a_study_of_the_same(self, finished: StudyResults) -> None:
+        known = traces(front(replace(finished, **AS_PAPER)))
+        assert points(known["published (finetuned)"])[0] == (47.8, 0.426)
+        assert known["published (finetuned)"].customdata[3][1] == "0.7/0/0.2,0.4,0.5/0"
+        assert "published %{x" in known["published (finetuned)"].hovertemplate
+        assert "not drawn" not in known["references (measured)"].hovertemplate
+        masks = replace(finished, **AS_PAPER, metric="segm_mAP")
+        assert points(traces(front(masks))["published (finetuned)"])[0] == (47.8, 0.388)
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"metric": "bbox_mAP_50"}, "bbox mAP or mask mAP"),
+            ({"supernet.detector": "CascadeRCNN"}, "Mask R-CNN"),
+            ({"supernet.channels": "128"}, "Swin-T"),
+            ({"supernet.data": "instances_val2017.json, 500 images of 80 classes"}, "COCO val2017"),
+            ({"environment.device": "NVIDIA H200"}, "an NVIDIA RTX A6000"),
+            ({"environment.matmul": "high"}, "float32 without TF32"),
+            ({"target": "cuda:0 threads=1 bfloat16 batch=4 672x672 eager backbone"}, "float32 without TF32"),
+            ({"target": "cuda:0 threads=1 float32 batch=1 672x672 eager backbone"}, "batch 4"),
+            ({"target": "cuda:0 threads=1 float32 batch=4 640x672 eager backbone"}, "672x672"),
+            ({"target": "cuda:0 threads=1 float32 batch=4 672x672 graph backbone"}, "eager execution"),
+            ({"target": "cuda:0 threads=1 float32 batch=4 672x672 eager detector"}, "the backbone"),
+            ({"target": "a machine"}, "another kind of target"),
+        ],
+    )
+    def test_beside_anything_else_they_are_not_and_it_says_why(
+        self, finished: StudyResults, change: dict[str, str], said: str
+    ) -> None:
+        known = {key: value for key, value in change.items() if "." in key}
+        fields = {key: value for key, value in change.items() if key not in known}
+        other = replace(finished, **AS_PAPER | {"provenance": AS_PAPER["provenance"] | known} | fields)
+        more = [replace(one, accuracy={**(one.accuracy or {}), "bbox_mAP_50": 0.9}) for one in other.references]
+        drawn = traces(front(replace(other, references=more)))
+        assert "published (finetuned)" not in drawn
+        assert f"not drawn: they are of {said}" in drawn["references (measured)"].hovertemplate
 
     def test_references_not_measured_stand_apart(self, finished: StudyResults) -> None:
         unmeasured = [replace(one, measured=None) for one in finished.references]

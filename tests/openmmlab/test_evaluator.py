@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 pytest.importorskip("mmdet")
 
 from sparsevit.errors import UserError
-from sparsevit.search.evaluator import Exporter, Identified, Shrinkable
+from sparsevit.search.evaluator import Described, Exporter, Identified, Shrinkable
 from sparsevit.sparsity import Sparsity
 
 FOUND = Sparsity.of("0.3/0/0.1,0.2,0.2/0", (2, 2, 6, 2))
@@ -38,6 +39,16 @@ def evaluator(config: Path, weights: Path, **arguments: Any) -> Any:
     from sparsevit.openmmlab import detector_evaluator
 
     return detector_evaluator(config=str(config), checkpoint=str(weights), **arguments)
+
+
+def test_it_says_what_it_is(tiny: Callable[..., Path], weights: Path) -> None:
+    judge = evaluator(tiny(), weights)
+    assert isinstance(judge, Described)
+    images = judge.scenes()
+    said = judge.description()
+    assert said["detector"] == "MaskRCNN"
+    assert re.fullmatch(rf"\w+\.json, {images} images of \d+ classes", said["data"])
+    assert said["channels"].isdigit()
 
 
 def test_accuracy_under_a_sparsity(tiny: Callable[..., Path], weights: Path) -> None:

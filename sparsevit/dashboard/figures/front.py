@@ -8,11 +8,13 @@ from html import escape
 import plotly.graph_objects as go
 
 from sparsevit.dashboard.figures.labels import label_positions
+from sparsevit.dashboard.figures.published import IMAGES, PUBLISHED, unlike_paper
 from sparsevit.dashboard.figures.style import (
     BLUE,
     GREEN,
     GREY,
     ORANGE,
+    PURPLE,
     SKY,
     VERMILION,
     axis_range,
@@ -59,6 +61,8 @@ def front(results: StudyResults) -> go.Figure:
     _references(
         drawn, results, [one for one in references if not one.measured], "references (predicted)", "square-open"
     )
+    if not unlike_paper(results):
+        _published(drawn, results)
     low, high = _bounds(drawn, results)
     _place_labels(drawn, low, high)
     return drawn
@@ -118,6 +122,9 @@ def _references(
 ) -> None:
     if references:
         references = sorted(references, key=_reference_ms)
+        latency = "predicted" if symbol.endswith("open") else "measured"
+        unlike = unlike_paper(results)
+        apart = f"the paper's results are not drawn: they are of {unlike}" if unlike else ""
         drawn.add_scatter(
             x=[_reference_ms(one) for one in references],
             y=[(one.accuracy or {})[results.metric] for one in references],
@@ -127,10 +134,22 @@ def _references(
             cliponaxis=False,
             name=name,
             customdata=hover_rows(results, [(one.label, one.sparsity, one.accuracy or {}) for one in references]),
-            hovertemplate=hover_template(
-                results, latency="predicted" if symbol.endswith("open") else "measured", images=results.images_confirm
-            ),
+            hovertemplate=hover_template(results, latency=latency, images=results.images_confirm, last=apart),
         )
+
+
+def _published(drawn: go.Figure, results: StudyResults) -> None:
+    drawn.add_scatter(
+        x=[one.ms for one in PUBLISHED],
+        y=[one.accuracy[results.metric] for one in PUBLISHED],
+        mode="markers+text",
+        marker=_marker(PURPLE, "triangle-up", 10),
+        text=[one.label for one in PUBLISHED],
+        cliponaxis=False,
+        name="published (finetuned)",
+        customdata=hover_rows(results, [(one.label, one.sparsity, one.accuracy) for one in PUBLISHED]),
+        hovertemplate=hover_template(results, latency="published", images=IMAGES),
+    )
 
 
 def _reference_ms(reference: Reference) -> float:

@@ -93,8 +93,8 @@ def bars(sparsity: Sparsity) -> str:
     )
 
 
-def hover_template(results: StudyResults, *, latency: str, images: int | None) -> str:
-    """Shows the configuration, its ratios by layer, every metric and the latency named by `latency`."""
+def hover_template(results: StudyResults, *, latency: str, images: int | None, last: str = "") -> str:
+    """Shows the configuration, its ratios by layer, every metric, the latency named by `latency`, and a `last` line."""
     layers = [f"{escape(name)} %{{customdata[{i}]}}" for i, name in enumerate(results.layer_names, 2)]
     _, *others = shown_metrics(results.metric, results.metrics)
     seen = f" ({images} images)" if images else ""
@@ -108,6 +108,7 @@ def hover_template(results: StudyResults, *, latency: str, images: int | None) -
         ),
         f"{latency} %{{x:.2f}} ms",
         f'<span style="font-size:22px">%{{customdata[{2 + len(layers) + len(others)}]}}</span>',
+        *([escape(last)] if last else []),
     ]
     return "<br>".join(lines) + "<extra></extra>"
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from sparsevit.engine import tuning
+from sparsevit.engine.beside import Beside
 from sparsevit.engine.kernels.attention import attention
 from sparsevit.engine.kernels.embed import embed
 from sparsevit.engine.kernels.feed_forward import feed_forward
@@ -31,17 +32,19 @@ def forward(images: Tensor, plan: Plan, weights: BackboneWeights, kept: Sequence
     scale = None if first.norm is None else (first.norm.scale, first.norm.shift, first.norm.eps)
     x, sums = plan.stages[0].x, plan.stages[0].sums
     embed(images, first.weight, first.bias, scale, plan.position, plan.shape.patch, x, sums)
-    outs = []
+    outs, beside = [], Beside(images.device)
     for number, (stage, of_stage) in enumerate(zip(plan.stages, weights.stages, strict=True)):
         _blocks(plan, stage, of_stage.blocks, kept[number])
         if of_stage.norm is not None:
             assert stage.out is not None
-            norm(stage.x, of_stage.norm.scale, of_stage.norm.shift, of_stage.norm.eps, stage.out)
+            with beside():  # the next stage changes nothing that this reads
+                norm(stage.x, of_stage.norm.scale, of_stage.norm.shift, of_stage.norm.eps, stage.out)
             outs.append(stage.map(plan.shape.batch))
         if of_stage.merging is not None:
             following = plan.stages[number + 1]
             tile = tuning.linear_tile(following.x.shape[0], following.x.shape[1], stage.x.shape[1])
             merge(stage.x, stage.sums, stage.size, of_stage.merging, following.x, following.sums, tile)
+    beside.join()
     return tuple(outs)
 
 
@@ -88,8 +91,7 @@ def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> No
 def _feed_forward(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> None:
     channels, hidden = block.first.weight.shape
     if fuses_feed_forward(block):
-        tile = tuning.feed_forward_tile(channels)
-        feed_forward(stage.x, block.first, block.second, rows, stage.sums, tile)
+        feed_forward(stage.x, block.first, block.second, rows, stage.sums, tuning.FEED_FORWARD)
         return
     inner = plan.compact(0, rows.total, hidden)
     tile = tuning.linear_tile(rows.total, hidden, channels)

@@ -24,11 +24,14 @@ class Tile:
     registers: int | None = None
 
 
-FUSED_FEED_FORWARD = 192
+FUSED_FEED_FORWARD = 128
 """Up to this many channels the feed-forward network is one kernel."""
 
 HIDDEN_UNIT = 64
 """The fused feed-forward network takes hidden channels by so many at most."""
+
+FEED_FORWARD = Tile(64, HIDDEN_UNIT, 0, 4, 2)
+"""Of the fused feed-forward network; its columns are hidden channels."""
 
 
 def linear_tile(rows: int, columns: int, depth: int) -> Tile:
@@ -49,13 +52,6 @@ def linear_tile(rows: int, columns: int, depth: int) -> Tile:
     if blocks >= 130:
         return Tile(64, 128, step, 4, 3)
     return Tile(64, 64, step, 4, 4)
-
-
-def feed_forward_tile(channels: int) -> Tile:
-    """Of the fused feed-forward network."""
-    if channels <= 128:
-        return Tile(64, HIDDEN_UNIT, 0, 4, 2)
-    return Tile(64, 32, 0, 4, 3)
 
 
 def attention_choice(heads: int) -> dict[str, int]:

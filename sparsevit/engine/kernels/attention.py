@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparsevit.engine.kernels.dependent import begin, launch_options
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.model.windows import MASKED
 
@@ -50,7 +51,9 @@ def _attention(
     SHIFT: tl.constexpr,
     P: tl.constexpr,
     MASK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    begin(DEPENDENT)
     N: tl.constexpr = WINDOW * WINDOW
     C: tl.constexpr = HEADS * D
     head = tl.program_id(0)
@@ -118,6 +121,7 @@ def attention(
         SHIFT=shift,
         P=padded,
         MASK=MASK,
+        **launch_options(qkv),
         num_warps=warps,
         num_stages=stages,
     )

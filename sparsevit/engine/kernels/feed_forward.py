@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsevit.engine.kernels.dependent import begin, launch_options
 from sparsevit.engine.kernels.gelu import gelu
 from sparsevit.engine.kernels.linear import Weights
 from sparsevit.engine.kernels.parts import normalised, parts_of
@@ -39,7 +40,9 @@ def _feed_forward(
     BH: tl.constexpr,
     STAGES: tl.constexpr,
     SLOTS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    begin(DEPENDENT)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = m < rows
     image = m // per_image
@@ -111,6 +114,7 @@ def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, sums: T
         BH=tile.columns,
         STAGES=tile.stages,
         SLOTS=triton.next_power_of_2(slots(channels)),
+        **launch_options(x),
         num_warps=tile.warps,
         maxnreg=tile.registers,
     )

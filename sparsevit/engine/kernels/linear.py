@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsevit.engine.kernels.dependent import begin, launch_options
 from sparsevit.engine.kernels.gelu import gelu
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import SLOT, load_sums, slots, store_block_sums, sums_of
@@ -77,7 +78,9 @@ def _linear(
     BN: tl.constexpr,
     BK: tl.constexpr,
     SLOTS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    begin(DEPENDENT)
     columns: tl.constexpr = (N + BN - 1) // BN
     first = tl.program_id(0) // columns * BM
     m = first + tl.arange(0, BM)
@@ -175,6 +178,7 @@ def linear(
         BN=tile.columns,
         BK=tile.depth,
         SLOTS=triton.next_power_of_2(slots(k)),
+        **launch_options(x),
         num_warps=tile.warps,
         num_stages=tile.stages,
     )

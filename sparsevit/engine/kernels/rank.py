@@ -11,9 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparsevit.engine.kernels.dependent import begin, launch_options
+
 
 @triton.jit(do_not_specialize=["rows"])
-def _magnitude(x, out, rows, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
+def _magnitude(x, out, rows, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, DEPENDENT: tl.constexpr):
+    begin(DEPENDENT)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     c = tl.arange(0, BC)
     mask = (m < rows)[:, None] & (c < C)[None, :]
@@ -26,7 +29,9 @@ def magnitude(x: Tensor, out: Tensor) -> None:
     rows, channels = x.shape
     block = triton.next_power_of_2(channels)
     per_program = max(1, 4096 // block)
-    _magnitude[(triton.cdiv(rows, per_program),)](x, out, rows, C=channels, BM=per_program, BC=block, num_warps=4)
+    _magnitude[(triton.cdiv(rows, per_program),)](
+        x, out, rows, C=channels, BM=per_program, BC=block, **launch_options(x), num_warps=4
+    )
 
 
 def magnitude_reference(x: Tensor, out: Tensor) -> None:
@@ -36,7 +41,18 @@ def magnitude_reference(x: Tensor, out: Tensor) -> None:
 
 
 @triton.jit(do_not_specialize=["tokens", "windows"])
-def _score(magnitudes, places, out, tokens, windows, N: tl.constexpr, P: tl.constexpr, BW: tl.constexpr):
+def _score(
+    magnitudes,
+    places,
+    out,
+    tokens,
+    windows,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    BW: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    begin(DEPENDENT)
     image = tl.program_id(1)
     partition = tl.program_id(2)
     w = tl.program_id(0) * BW + tl.arange(0, BW)
@@ -67,6 +83,7 @@ def score(magnitudes: Tensor, places: Tensor, out: Tensor) -> None:
         N=tokens,
         P=triton.next_power_of_2(tokens),
         BW=16,
+        **launch_options(magnitudes),
         num_warps=4,
     )
 
@@ -89,7 +106,9 @@ def _rank(
     P: tl.constexpr,
     BW: tl.constexpr,
     BO: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    begin(DEPENDENT)
     image = tl.program_id(1)
     partition = tl.program_id(2)
     w = tl.program_id(0) * BW + tl.arange(0, BW)
@@ -134,6 +153,7 @@ def rank(scores: Tensor, places: Tensor, tokens: int, ranked: Tensor, table: Ten
         P=triton.next_power_of_2(per_window),
         BW=16,
         BO=256,
+        **launch_options(scores),
         num_warps=4,
     )
 

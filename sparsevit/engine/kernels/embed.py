@@ -1,6 +1,6 @@
 """Patch embedding: cut an image into patches, project them and normalise, straight into token rows.
 
-B images, T tokens, H W height and width in tokens, C channels, K pixels of a patch over all its colours.
+B images, T tokens, H W height and width in tokens, C channels.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsevit.engine.kernels.dependent import begin, launch_options
 from sparsevit.engine.kernels.sums import slots, store_sums, sums_of
 
 
-@triton.jit(do_not_specialize=["rows", "height", "tokens", "token_columns"])
+@triton.jit(do_not_specialize=["rows", "height", "width", "token_rows", "token_columns"])
 def _embed(
     image,
     weight,
@@ -26,33 +27,49 @@ def _embed(
     rows,
     height,
     width,
-    tokens,
+    token_rows,
     token_columns,
     C: tl.constexpr,
     BC: tl.constexpr,
     COLOURS: tl.constexpr,
     PATCH: tl.constexpr,
-    K: tl.constexpr,
-    BK: tl.constexpr,
+    BP: tl.constexpr,
+    BL: tl.constexpr,
+    WHOLE: tl.constexpr,
     NORM: tl.constexpr,
     EPS: tl.constexpr,
     POSITION: tl.constexpr,
     BM: tl.constexpr,
     SLOTS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    LINES: tl.constexpr = COLOURS * PATCH  # of a patch, each of PATCH pixels; blocks have BL of BP
+    BK: tl.constexpr = BL * BP
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     c = tl.arange(0, BC)
     k = tl.arange(0, BK)
-    number = m // tokens
-    token = m - number * tokens
-    y = (token // token_columns * PATCH)[:, None] + (k // PATCH % PATCH)[None, :]
-    x = (token % token_columns * PATCH)[:, None] + (k % PATCH)[None, :]
-    plane = number[:, None] * COLOURS + (k // (PATCH * PATCH))[None, :]
-    inside = (m < rows)[:, None] & (k < K)[None, :] & (y < height) & (x < width)
-    pixels = tl.load(image + (plane.to(tl.int64) * height + y) * width + x, mask=inside, other=0.0)
-    read = weight + k[:, None] * C + c[None, :]
-    patch = tl.load(read, mask=(k < K)[:, None] & (c < C)[None, :], other=0.0)
-    acc = tl.dot(pixels.to(patch.dtype), patch) + tl.load(bias + c, mask=c < C, other=0.0)[None, :]
+    read = weight + (k // BP * PATCH + k % BP)[:, None] * C + c[None, :]
+    kernel = tl.load(read, mask=((k // BP < LINES) & (k % BP < PATCH))[:, None] & (c < C)[None, :], other=0.0)
+    # Neighbouring threads take one line of neighbouring patches: these pixels lie in a row, lines of a patch do not.
+    pitch = token_columns * PATCH if WHOLE else width
+    patch_row = m // token_columns  # of all images
+    number = patch_row // token_rows
+    y = (patch_row - number * token_rows) * PATCH
+    x = (m - patch_row * token_columns) * PATCH
+    corner = number.to(tl.int64) * (COLOURS * height * pitch) + y * pitch + x
+    line = tl.arange(0, BL)
+    pixel = tl.arange(0, BP)[None, None, :]
+    across = (line // PATCH * height + line % PATCH) * pitch
+    inside = (m < rows)[:, None] & (line < LINES)[None, :] & (y[:, None] + (line % PATCH)[None, :] < height)
+    inside = inside[:, :, None]
+    if BP > PATCH:
+        inside &= pixel < PATCH
+    if not WHOLE:
+        inside &= x[:, None, None] + pixel < width
+    begin(DEPENDENT)
+    pixels = tl.load(image + (corner[:, None] + across[None, :])[:, :, None] + pixel, mask=inside, other=0.0)
+    patch = tl.reshape(pixels.to(kernel.dtype), (BM, BK))
+    acc = tl.dot(patch, kernel) + tl.load(bias + c, mask=c < C, other=0.0)[None, :]
     if NORM:
         acc = tl.where((c < C)[None, :], acc - (tl.sum(acc, 1) / C)[:, None], 0.0)
         acc *= tl.rsqrt(tl.sum(acc * acc, 1) / C + EPS)[:, None]
@@ -60,6 +77,7 @@ def _embed(
         acc += tl.load(shift + c, mask=c < C, other=0.0)[None, :]
     mask = (m < rows)[:, None] & (c < C)[None, :]
     if POSITION:
+        token = m - number * (token_rows * token_columns)
         acc += tl.load(position + token[:, None] * C + c[None, :], mask=mask, other=0.0)
     store_sums(sums, m, m < rows, tl.sum(acc, 1), tl.sum(acc * acc, 1), C, SLOTS)
     tl.store(out + m.to(tl.int64)[:, None] * C + c[None, :], acc.to(out.dtype.element_ty), mask=mask)
@@ -90,7 +108,8 @@ def embed(
         sums: of each token, shape `(B * T, S, 2)`, float32; see `sums.py`.
     """
     _, colours, height, width = images.shape
-    pixels, channels = weight.shape
+    channels = weight.shape[1]
+    power = triton.next_power_of_2(patch)
     token_rows, token_columns = triton.cdiv(height, patch), triton.cdiv(width, patch)
     scale, shift, eps = norm or (bias, bias, 0.0)
     _embed[(triton.cdiv(out.shape[0], rows),)](
@@ -105,19 +124,21 @@ def embed(
         out.shape[0],
         height,
         width,
-        token_rows * token_columns,
+        token_rows,
         token_columns,
         C=channels,
         BC=max(16, triton.next_power_of_2(channels)),
         COLOURS=colours,
         PATCH=patch,
-        K=pixels,
-        BK=max(16, triton.next_power_of_2(pixels)),
+        BP=power,
+        BL=max(triton.next_power_of_2(colours * patch), triton.cdiv(16, power)),
+        WHOLE=width % patch == 0,
         NORM=norm is not None,
         EPS=eps,
         POSITION=position is not None,
         BM=rows,
         SLOTS=triton.next_power_of_2(slots(channels)),
+        **launch_options(images),
         num_warps=warps,
     )
 

@@ -12,9 +12,19 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsevit.engine.kernels.dependent import begin, launch_options
 from sparsevit.engine.kernels.linear import Weights, normed, normed_product
-from sparsevit.engine.kernels.sums import SLOT, load_sums, slots, store_block_sums, sums_of
+from sparsevit.engine.kernels.sums import SLOT, slots, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
+
+
+@triton.jit
+def pair_sums(sums, token, valid, both, C: tl.constexpr, P: tl.constexpr):
+    """All slots of tokens and, where `both`, of those after them; 0 elsewhere. P is a power of 2 of at least 4 S."""
+    WIDTH: tl.constexpr = (C + 63) // 64 * 2
+    j = tl.arange(0, P)[None, :]
+    mask = valid[:, None] & ((j < WIDTH) | (both[:, None] & (j < 2 * WIDTH)))
+    return tl.load(sums + token[:, None] * WIDTH + j, mask=mask, other=0.0)
 
 
 @triton.jit(do_not_specialize=["rows", "height", "width"])
@@ -36,42 +46,47 @@ def _merge(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    SLOTS: tl.constexpr,
+    P: tl.constexpr,
+    ODD: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
-    channels: tl.constexpr = K // 4
+    C: tl.constexpr = K // 4
     columns: tl.constexpr = (N + BN - 1) // BN
     first = tl.program_id(0) % columns * BN
     m = tl.program_id(0) // columns * BM + tl.arange(0, BM)
     n = first + tl.arange(0, BN)
     inside = m < rows
     out_width = (width + 1) // 2
-    out_tokens = (height + 1) // 2 * out_width
-    image = m // out_tokens
-    y = (m - image * out_tokens) // out_width * 2
-    left = (m - image * out_tokens) % out_width * 2
+    out_row = m // out_width  # of all images
+    left = (m - out_row * out_width) * 2
+    image = out_row // ((height + 1) // 2)
+    y = (out_row - image * ((height + 1) // 2)) * 2
     corner = (image * height + y) * width + left
+    below = inside & (y + 1 < height)
+    beside = left + 1 < width
+    begin(DEPENDENT)
+    if NORM:
+        upper = pair_sums(sums, corner, inside, beside, C, P)
+        lower = pair_sums(sums, corner + width, below, beside, C, P)
 
+    k = tl.arange(0, BK)
+    read_x = x + corner.to(tl.int64)[:, None] * C + k[None, :]
+    read_weight = weight + k[:, None] * N + n[None, :]
     acc = tl.zeros((BM, BN), tl.float32)
-    for step in range(K // BK):  # a step never crosses from one of the four tokens into the next
-        k = step * BK + tl.arange(0, BK)
-        part = step * BK // channels
-        down = part // 2
-        right = part - down * 2
-        at = (corner + down * width + right).to(tl.int64) * channels - part * channels
-        valid = inside & (y + down < height) & (left + right < width)
-        a = tl.load(x + at[:, None] + k[None, :], mask=valid[:, None], other=0.0)
-        b = tl.load(weight + k[:, None] * N + n[None, :], mask=n[None, :] < N, other=0.0)
+    for step in range(K // BK):  # neither the two rows of tokens nor, in an odd width, two tokens share a step
+        down = step * BK // (2 * C)
+        valid = inside & (below | (down == 0))
+        if ODD:
+            valid &= beside | (step * BK // C % 2 == 0)
+        a = tl.load(read_x + (step * BK + down * (width - 2) * C), mask=valid[:, None], other=0.0)
+        b = tl.load(read_weight + step * BK * N, mask=n[None, :] < N, other=0.0)
         acc = tl.dot(a, b, acc)
 
     if NORM:
-        total = tl.zeros((BM,), tl.float32)
-        squares = tl.zeros((BM,), tl.float32)
-        for part in tl.static_range(4):
-            token = corner + part // 2 * width + part % 2
-            valid = inside & (y + part // 2 < height) & (left + part % 2 < width)
-            of_token = load_sums(sums, token, valid, channels, SLOTS)
-            total += of_token[0]
-            squares += of_token[1]
+        both = upper + lower
+        is_square = (tl.arange(0, P) % 2 == 1)[None, :]
+        total = tl.sum(tl.where(is_square, 0.0, both), 1)
+        squares = tl.sum(tl.where(is_square, both, 0.0), 1)
         acc = normed(acc, total, squares, column_sums, n, N, K, EPS)
     acc += tl.load(bias + n, mask=n < N, other=0.0)[None, :]
     mask = inside[:, None] & (n[None, :] < N)
@@ -89,9 +104,11 @@ def merge(
         sums, out_sums: of the rows of `x`, which are read, and of `out`, which are written; see `sums.py`.
         weights: in the order (row, column, channel) of the 2 x 2 patch.
         out: shape `(M, N)`, M being `B * ceil(H / 2) * ceil(W / 2)`.
+        tile: `depth` divides `K / 2`, and where the width is odd, `K / 4`.
     """
     k, n = weights.weight.shape
     assert tile.columns >= min(SLOT, n)
+    assert k // (4 if size[1] % 2 else 2) % tile.depth == 0
     grid = (triton.cdiv(out.shape[0], tile.rows) * triton.cdiv(n, tile.columns),)
     _merge[grid](
         x,
@@ -110,7 +127,9 @@ def merge(
         BM=tile.rows,
         BN=tile.columns,
         BK=tile.depth,
-        SLOTS=triton.next_power_of_2(slots(k // 4)),
+        P=triton.next_power_of_2(4 * slots(k // 4)),
+        ODD=size[1] % 2 == 1,
+        **launch_options(x),
         num_warps=tile.warps,
         num_stages=tile.stages,
     )

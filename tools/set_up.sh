@@ -7,7 +7,7 @@ cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=${1:?usage: tools/set_up.sh VENV}
 stamp=$venv/.stamp # written last: the folder for which this environment is complete
-extras=openmmlab,dashboard,deploy,postgres,dev
+extras=openmmlab,dashboard,deploy,postgres,ray,dev
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_REQUIRE_VIRTUALENV=0
 
 fail() {

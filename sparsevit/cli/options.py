@@ -20,3 +20,7 @@ Grace = Annotated[
     float | None,
     typer.Option(min=10, metavar="SECONDS", help="A worker that gives no sign for so long counts as dead; 300."),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Run the workers on a Ray cluster: auto, or HOST:PORT of its head."),
+]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparsevit.cli.options import Grace, Out, Settings, StudyFile, Workers
+from sparsevit.cli.options import Grace, Out, Ray, Settings, StudyFile, Workers
 
 if TYPE_CHECKING:
     from sparsevit.search.results import StudyResults
@@ -25,6 +25,7 @@ def search(
     seed: Annotated[int | None, typer.Option(min=0, help="Overrule search.seed.")] = None,
     workers: Workers = None,
     grace: Grace = None,
+    ray: Ray = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and how long it may take; search nothing.")
     ] = False,
@@ -54,6 +55,7 @@ def search(
         then=_annotate(spec, study, out),
         workers=workers,
         grace_s=grace or GRACE_S,
+        ray=ray,
     )
     _print(results, spec, study, out)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsevit.cli.options import Grace, Out, Settings, StudyFile, Workers
+from sparsevit.cli.options import Grace, Out, Ray, Settings, StudyFile, Workers
 
 
 def stop(study: StudyFile, out: Out = None, setting: Settings = None) -> None:
@@ -30,6 +30,7 @@ def resume(
     setting: Settings = None,
     workers: Workers = None,
     grace: Grace = None,
+    ray: Ray = None,
 ) -> None:
     """Go on with a study to the number of trials it was last asked for. `search` does the same with a new number.
 
@@ -40,4 +41,4 @@ def resume(
     from sparsevit.search.spec import StudySpec
 
     asked = load_results(StudySpec.load(study, setting or []), out=out).trials_asked
-    search(study, trials=asked, out=out, setting=setting, workers=workers, grace=grace)
+    search(study, trials=asked, out=out, setting=setting, workers=workers, grace=grace, ray=ray)

@@ -1,18 +1,13 @@
-"""Several worker processes on this machine: started, watched, and started again when they end before their time."""
+"""Several workers, wherever they run: started, watched, and started again when they end before their time."""
 
 from __future__ import annotations
 
 import math
-import os
-import pickle
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from sparsevit.errors import UserError
 from sparsevit.search.worker import is_stopped
@@ -27,15 +22,26 @@ USER_ERROR = 2
 
 
 class Process(Protocol):
-    """What a pool needs of `subprocess.Popen`."""
+    """The process of a worker."""
 
-    pid: int
+    @property
+    def worker(self) -> str | None:
+        """The worker's name in the database; `None` for as long as there is no room for it to start."""
 
-    def poll(self) -> int | None: ...
+    @property
+    def why(self) -> str:
+        """Once it has crashed: the reason, or where it stands."""
 
-    def send_signal(self, sig: int, /) -> None: ...
+    def poll(self) -> int | None:
+        """How it ended, as `subprocess.Popen` says it; `None` while it has not."""
+
+    def send_signal(self, sig: int, /) -> None:
+        """As of `subprocess.Popen`; one that has not started does not start any more, and ends with 0."""
 
     def wait(self) -> int: ...
+
+    def last_line(self) -> str:
+        """What it said last."""
 
 
 @dataclass
@@ -52,28 +58,22 @@ class _Place:
 class Pool:
     """Keeps `count` workers going until each has ended by itself."""
 
-    def __init__(self, start: Callable[[int], Process], count: int, log: Callable[[int], Path]) -> None:
+    def __init__(self, start: Callable[[int], Process], count: int) -> None:
         """See the class.
 
         Args:
             start: starts the worker of a rank.
             count: how many, with ranks from 0.
-            log: the file that a worker writes to.
         """
-        self._start, self._log = start, log
+        self._start = start
         self._places = [_Place(start(rank)) for rank in range(count)]
-
-    @property
-    def processes(self) -> list[int]:
-        """Process numbers of the workers that live."""
-        return [one.process.pid for one in self._places if one.process is not None]
 
     def run(
         self,
         *,
         finished: Callable[[], int],
         stopped: Callable[[], bool],
-        stuck: Callable[[], set[int]],
+        stuck: Callable[[], set[str]],
         grace_s: float = math.inf,
     ) -> None:
         """Return when all workers have ended by themselves. However it ends, none is left.
@@ -83,7 +83,7 @@ class Pool:
         Args:
             finished: how many trials are; called often.
             stopped: whether a worker that crashes is to stay away.
-            stuck: process numbers of workers that live but give no sign, to be killed.
+            stuck: names of workers that live but give no sign; those of the pool are killed.
             grace_s: seconds after which a worker that was stopped by a signal is killed. It may hold a lock of the
                 database, so that no sign of anybody can be read.
 
@@ -93,8 +93,7 @@ class Pool:
         try:
             while any(one.process is not None or one.again_at for one in self._places):
                 self._look(finished(), stopped())
-                for process in (stuck() | self._stopped(grace_s)) & set(self.processes):
-                    os.kill(process, signal.SIGKILL)
+                self._kill(stuck() | self._stopped(grace_s))
                 time.sleep(POLL_S)
         except BaseException:
             self.end()
@@ -115,19 +114,35 @@ class Pool:
                 process.wait()
             raise
 
-    def _stopped(self, grace_s: float) -> set[int]:
-        """Process numbers of workers that were stopped by a signal for so long."""
+    def _stopped(self, grace_s: float) -> set[str]:
+        """Names of workers that were stopped by a signal for so long."""
         now, found = time.monotonic(), set()
         for place in self._places:
-            if place.process is None or not is_stopped(place.process.pid):
+            worker = None if place.process is None else place.process.worker
+            if worker is None or not is_stopped(worker):
                 place.stopped_since = None
             elif place.stopped_since is None:
                 place.stopped_since = now
             elif now - place.stopped_since > grace_s:
-                found.add(place.process.pid)
+                found.add(worker)
         return found
 
+    def _kill(self, workers: set[str]) -> None:
+        for place in self._places:
+            if place.process is not None and place.process.worker in workers:
+                place.process.send_signal(signal.SIGKILL)
+
+    def _withdraw(self, stopped: bool) -> None:
+        """Let no worker start that there was no room for so far, if there is nothing left for it to do."""
+        processes = [one.process for one in self._places if one.process is not None]
+        waiting = [one for one in processes if one.worker is None]
+        busy = len(waiting) < len(processes) or any(one.again_at for one in self._places)
+        if stopped or (len(processes) < len(self._places) and not busy):
+            for process in waiting:
+                process.send_signal(signal.SIGTERM)
+
     def _look(self, finished: int, stopped: bool) -> None:
+        self._withdraw(stopped)
         now = time.monotonic()
         for rank, place in enumerate(self._places):
             if place.process is None:
@@ -136,50 +151,26 @@ class Pool:
                 elif place.again_at and now >= place.again_at:
                     place.process, place.again_at, place.finished_then = self._start(rank), 0.0, finished
                 continue
-            code = place.process.poll()
+            process, code = place.process, place.process.poll()
             if code is None:
                 continue
             place.process = None
             if code == USER_ERROR:
-                raise UserError(_last_line(self._log(rank)))
+                raise UserError(process.last_line())
             if code != 0:
                 place.crashes = 1 if finished > place.finished_then else place.crashes + 1
                 if place.crashes == MOST_CRASHES:
                     raise UserError(
                         f"worker {rank} ended {MOST_CRASHES} times without a finished trial ({_ending(code)}): "
-                        f"{self._log(rank)} says why"
+                        f"{process.why}"
                     )
                 place.again_at = now + min(FIRST_WAIT_S * 2 ** (place.crashes - 1), LONGEST_WAIT_S)
-
-
-def start_worker(arguments: Mapping[str, Any], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start `supervised` with these arguments in a process of its own, which Ctrl-C does not reach."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sparsevit.search.supervised"],
-            stdin=subprocess.PIPE,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-            start_new_session=True,
-        )
-    assert process.stdin is not None
-    with process.stdin as stream:
-        pickle.dump({**arguments, "parent": os.getpid()}, stream)
-    return process
 
 
 def share(count: int, *, gpus: Sequence[str], cpus: int) -> list[dict[str, str]]:
     """The environment of each of `count` workers: a GPU in turn, where there are any, and an equal part of the CPUs."""
     threads = {"OMP_NUM_THREADS": str(max(1, cpus // count))}
     return [threads | ({"CUDA_VISIBLE_DEVICES": gpus[rank % len(gpus)]} if gpus else {}) for rank in range(count)]
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    said = next((line for line in reversed(lines) if line.strip()), "a worker ended without a word")
-    return said.removeprefix("error: ")
 
 
 def _ending(code: int) -> str:

@@ -6,10 +6,10 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -18,6 +18,7 @@ from sparsevit.console import console, progress
 from sparsevit.errors import UserError
 from sparsevit.latency import timing
 from sparsevit.latency.environment import allowed_cpus
+from sparsevit.search.child import start_child
 from sparsevit.search.claims import Claims
 from sparsevit.search.duration import duration_text
 from sparsevit.search.export import export_best
@@ -26,16 +27,18 @@ from sparsevit.search.ledger import Ledger
 from sparsevit.search.load import assemble
 from sparsevit.search.objective import PaidAccuracy
 from sparsevit.search.patience import AWAY, patiently
-from sparsevit.search.pool import Pool, Process, share, start_worker
+from sparsevit.search.pool import Pool, Process, share
 from sparsevit.search.prepare import Prepared, prepared
 from sparsevit.search.results import StudyResults
 from sparsevit.search.selection import to_confirm
 from sparsevit.search.trials import run_trials
-from sparsevit.search.worker import GRACE_S, Presence, Watch, stuck_processes
+from sparsevit.search.urls import variables
+from sparsevit.search.worker import GRACE_S, Presence, Watch, stuck_workers
 
 if TYPE_CHECKING:
     from sparsevit.latency.model import LatencyModel
     from sparsevit.search.evaluator import Evaluator
+    from sparsevit.search.ray_pool import Cluster
     from sparsevit.search.spec import StudySpec
 
 Finish = Callable[[Study, StudyResults, "Evaluator"], None]
@@ -50,6 +53,7 @@ def search(
     then: Finish | None = None,
     workers: int | None = None,
     grace_s: float = GRACE_S,
+    ray: str | None = None,
 ) -> StudyResults:
     """Run a study until so many trials are finished, or go on with it; confirm its front and export its best.
 
@@ -62,18 +66,22 @@ def search(
         then: called with the results once the front is confirmed, while study and supernet are still open.
         workers: processes that work at once, in place of the study file's number; one works in this process.
         grace_s: seconds after which a worker that gives no sign counts as dead.
+        ray: address of a Ray cluster, `auto` or `host:port`, whose machines the workers run on; each has a GPU of its
+            own where the target is one.
 
     Raises:
         UserError: for whatever the user can set right; nothing half-written is left.
     """
     folder = spec.folder(out)
-    with prepared(spec, trials, out) as ready:
+    with ExitStack() as stack:
+        cluster = None if ray is None else stack.enter_context(_cluster(ray, spec.url(out)))
+        ready = stack.enter_context(prepared(spec, trials, out))
         with Presence(ready.storage.engine, spec.name) as presence:
-            count = _count(ready, workers or spec.search.workers)
-            if count == 1:
+            count = _count(ready, workers or spec.search.workers, cluster)
+            if count == 1 and cluster is None:
                 _run_alone(ready, presence, grace_s)
             else:
-                _run_pool(ready, presence, count, folder, grace_s)
+                _run_pool(ready, presence, count, folder, grace_s, cluster)
         results = _results(ready)
         if presence.stopped:
             console.print(f"stopped after {len(results.trials)} of {ready.asked} trials: sparsevit resume goes on")
@@ -116,14 +124,21 @@ def work(
             signal.signal(signal.SIGTERM, before)
 
 
-def _count(ready: Prepared, workers: int) -> int:
+def _cluster(address: str, url: str) -> Cluster:
+    from sparsevit.search.ray_pool import Cluster
+
+    return Cluster(address, url)
+
+
+def _count(ready: Prepared, workers: int, cluster: Cluster | None) -> int:
     """How many workers there may be: where candidates are measured, only as many as have a GPU each."""
     target = ready.supernet.target
     if workers > 1 and target.on_gpu and target.device != "cuda:0":
         raise UserError(
             f"target.device is {target.device}: with several workers write cuda:0, each takes a GPU in turn"
         )
-    most = len(_gpus()) if target.on_gpu else 1
+    on_gpus = len(_gpus()) if cluster is None else workers
+    most = on_gpus if target.on_gpu else 1
     if ready.record.measured and workers > most:
         console.print(
             f"note: each candidate is measured, and workers would disturb each other: {most} instead of {workers}"
@@ -170,8 +185,10 @@ def _run_alone(
     _say_time(ready, over, done + todo)
 
 
-def _run_pool(ready: Prepared, presence: Presence, count: int, folder: Path, grace_s: float) -> None:
-    """The same in processes of their own, which this one starts and watches."""
+def _run_pool(
+    ready: Prepared, presence: Presence, count: int, folder: Path, grace_s: float, cluster: Cluster | None
+) -> None:
+    """The same in processes of their own, here or on a cluster, which this one starts and watches."""
     done, todo = _todo(ready)
     if todo <= 0:
         return
@@ -179,20 +196,26 @@ def _run_pool(ready: Prepared, presence: Presence, count: int, folder: Path, gra
     target = ready.supernet.target
     # The threads that evaluate are shared out; those that a latency is of are not the worker's to choose.
     fixed = ready.spec.target.model_copy(update={"device": target.device, "threads": target.threads})
-    environments = share(count, gpus=_gpus() if target.on_gpu else [], cpus=len(allowed_cpus()))
     watch = Watch(grace_s, presence.clock)
 
     def log(rank: int) -> Path:
         return folder / "workers" / f"{rank}.log"
+
+    place = _here(count, log, gpu=target.on_gpu)
+    if cluster is not None:
+        named = {name: os.environ[name] for name in variables(ready.spec.storage.url or "")}
+        place = cluster.starter(count, gpu=target.on_gpu, environment=named, log=log)
 
     def start(rank: int) -> Process:
         left = None if ready.spec.search.time_limit is None else max(over(), 1e-3)
         searching = ready.spec.search.model_copy(update={"time_limit": left})
         spec = ready.spec.model_copy(update={"target": fixed, "search": searching})
         arguments = {"spec": spec, "trials": ready.asked, "out": folder, "grace_s": grace_s}
-        return start_worker(arguments, environments[rank], log(rank))
+        return place(rank, arguments)
 
-    console.print(f"{count} workers, whose logs are in {folder / 'workers'}", markup=False)
+    whose = "a worker, whose log is" if count == 1 else f"{count} workers, whose logs are"
+    where = "" if cluster is None else ", each on its machine of the Ray cluster"
+    console.print(f"{whose} in {folder / 'workers'}{where}", markup=False)
     with progress("search", todo) as step:
         shown = done
 
@@ -205,12 +228,12 @@ def _run_pool(ready: Prepared, presence: Presence, count: int, folder: Path, gra
                     shown = len(complete)
             return shown
 
-        def stuck() -> set[int]:
+        def stuck() -> set[str]:
             with suppress(*AWAY):
-                return stuck_processes(ready.storage.engine, watch)
+                return stuck_workers(ready.storage.engine, watch)
             return set()
 
-        pool = Pool(start, count, log)
+        pool = Pool(start, count)
         pool.run(
             finished=finished,
             stopped=lambda: presence.stopped,
@@ -218,6 +241,12 @@ def _run_pool(ready: Prepared, presence: Presence, count: int, folder: Path, gra
             grace_s=grace_s,
         )
     _say_time(ready, over, done + todo)
+
+
+def _here(count: int, log: Callable[[int], Path], *, gpu: bool) -> Callable[[int, Mapping[str, Any]], Process]:
+    """What starts the worker of a rank on this machine."""
+    environments = share(count, gpus=_gpus() if gpu else [], cpus=len(allowed_cpus()))
+    return lambda rank, arguments: start_child(arguments, environments[rank], log(rank))
 
 
 def _deadline(ready: Prepared) -> Callable[[], float]:

@@ -40,3 +40,8 @@ def expanded(url: str, environment: Mapping[str, str] | None = None) -> str:
 def masked(text: str) -> str:
     """`text` with *** for every password of a URL in it, but for one that is a `${NAME}`."""
     return _IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
+
+
+def variables(url: str) -> set[str]:
+    """Names of the environment variables that `url` refers to."""
+    return {name for name in _VARIABLE.findall(url) if _NAME.fullmatch(name)}

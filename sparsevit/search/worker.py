@@ -35,7 +35,11 @@ GRACE_S = 300.0
 
 
 def this_worker() -> str:
-    process = os.getpid()
+    return worker_name(os.getpid())
+
+
+def worker_name(process: int) -> str:
+    """What a worker in that process of this host calls itself."""
     return f"{socket.gethostname()}:{process}:{_namespace()}:{_start(process)}"
 
 
@@ -49,15 +53,27 @@ def is_dead(worker: str) -> bool:
 
     The time it started tells a process from a later one of the same number.
     """
+    process, start = _seen(worker)
+    if process is None:
+        return False
+    found = _start(process)
+    return found is None or (start is not None and found != start)
+
+
+def is_stopped(worker: str) -> bool:
+    """Whether a worker was stopped by a signal, so that it does nothing at all, as far as this process can see."""
+    process, _ = _seen(worker)
+    return process is not None and (_stat(process) or ["X"])[0] == "T"
+
+
+def _seen(worker: str) -> tuple[int | None, str | None]:
+    """The process of a worker, if this one can see it, and when that started, if its name says so."""
     host, _, numbers = worker.partition(":")
     process, *rest = numbers.split(":")
     if host != socket.gethostname() or not process.isdigit():
-        return False
+        return None, None
     namespace, start = rest if len(rest) == 2 else (_namespace(), None)
-    if namespace != _namespace():
-        return False
-    found = _start(int(process))
-    return found is None or (start is not None and found != start)
+    return (int(process) if namespace == _namespace() else None), start
 
 
 class Presence:
@@ -212,17 +228,11 @@ def ask_to_stop(engine: Engine, study: str) -> int:
     return len(living)
 
 
-def stuck_processes(engine: Engine, watch: Watch) -> set[int]:
-    """Processes of this host's workers that live, but whose counters stand still."""
+def stuck_workers(engine: Engine, watch: Watch) -> set[str]:
+    """Workers, of whichever host, whose counters stand still though this host does not see their processes ended."""
     with engine.connect() as connection:
         beats = {worker: beat for worker, beat in connection.execute(sa.select(workers.c.worker, workers.c.beat))}
-    here = {worker for worker in beats if worker.split(":")[0] == socket.gethostname() and not is_dead(worker)}
-    return {int(worker.split(":")[1]) for worker in watch.look(beats, here)}
-
-
-def is_stopped(process: int) -> bool:
-    """Whether a process of this host was stopped by a signal, so that it does nothing at all."""
-    return (_stat(process) or ["X"])[0] == "T"
+    return watch.look(beats, {worker for worker in beats if not is_dead(worker)})
 
 
 def _start(process: int) -> str | None:

@@ -17,6 +17,7 @@ import pytest
 
 from sparsevit.errors import UserError
 from sparsevit.search import pool as pool_module
+from sparsevit.search.child import start_child
 from sparsevit.search.pool import Pool, share
 from sparsevit.search.run import search
 from sparsevit.search.spec import StudySpec
@@ -93,12 +94,13 @@ def test_workers_on_postgres(slow: Load, fakes: ModuleType, postgres: str) -> No
 
 
 class Dies:
-    """A process that has ended already."""
+    """A worker that has ended already."""
 
-    pid = 0
+    worker = "host:0"
+    why = "0.log says why"
 
-    def __init__(self, code: int) -> None:
-        self._code = code
+    def __init__(self, code: int, said: str = "") -> None:
+        self._code, self._said = code, said
 
     def poll(self) -> int | None:
         return self._code
@@ -108,6 +110,23 @@ class Dies:
 
     def wait(self) -> int:
         return self._code
+
+    def last_line(self) -> str:
+        return self._said
+
+
+class Waits(Dies):
+    """A worker for which there is no room."""
+
+    worker = None  # type: ignore[assignment]
+    _withdrawn = False
+
+    def poll(self) -> int | None:
+        return 0 if self._withdrawn else None
+
+    def send_signal(self, sig: int, /) -> None:
+        assert sig == signal.SIGTERM
+        self._withdrawn = True
 
 
 def run_pool(pool: Pool, finished: Callable[[], int] = lambda: 0) -> None:
@@ -123,7 +142,7 @@ def test_a_worker_that_always_crashes_ends_the_search(tmp_path: Path, monkeypatc
         return Dies(-9)
 
     with pytest.raises(UserError, match="worker 0 ended 6 times without a finished trial") as caught:
-        run_pool(Pool(start, 1, lambda rank: tmp_path / f"{rank}.log"))
+        run_pool(Pool(start, 1))
     assert "signal 9" in str(caught.value)
     assert len(starts) == 6
 
@@ -138,15 +157,29 @@ def test_a_worker_that_makes_progress_starts_again_and_again(tmp_path: Path, mon
         starts.append(rank)
         return Dies(1 if len(starts) < 20 else 0)
 
-    run_pool(Pool(start, 1, lambda rank: tmp_path / f"{rank}.log"), lambda: next(finished))
+    run_pool(Pool(start, 1), lambda: next(finished))
     assert len(starts) == 20
 
 
 def test_the_users_mistake_is_handed_on_in_one_line(tmp_path: Path) -> None:
-    log = tmp_path / "0.log"
-    log.write_text("search: 3/7\nerror: the device is gone\n\n")
+    module = tmp_path / "failing"  # takes the place of the package's own in the child
+    (module / "sparsevit" / "search").mkdir(parents=True)
+    for folder in ("sparsevit", "sparsevit/search"):
+        (module / folder / "__init__.py").touch()
+    (module / "sparsevit" / "search" / "supervised.py").write_text(
+        "print('search: 3/7\\nerror: the device is gone\\n'); raise SystemExit(2)"
+    )
     with pytest.raises(UserError, match=r"^the device is gone$"):
-        run_pool(Pool(lambda rank: Dies(2), 1, lambda rank: log))
+        run_pool(Pool(lambda rank: start_child({}, {"PYTHONPATH": str(module)}, tmp_path / "0.log", module), 1))
+
+
+def test_a_worker_without_room_is_not_waited_for_once_the_others_are_done() -> None:
+    run_pool(Pool(lambda rank: Waits(0) if rank else Dies(0), 3))
+
+
+def test_a_worker_without_room_does_not_start_any_more_when_the_search_is_stopped() -> None:
+    stopped = iter([False, False, True, True])
+    Pool(lambda rank: Waits(0), 2).run(finished=lambda: 0, stopped=lambda: next(stopped), stuck=set)
 
 
 def test_gpus_and_cpus_are_shared_out() -> None:

@@ -22,8 +22,9 @@ def accelerate(backbone: nn.Module, *, dtype: torch.dtype | None = None, graphs:
     """A fast copy of `backbone` for inference, on the device where it lies.
 
     On a GPU with Triton, in bfloat16 or float16, Triton kernels compute it. Without a GPU, without Triton, or in
-    float32, the plain backbone on compact tokens does, behind the same interface. Weights are copied now; later changes
-    of the original do not reach the copy.
+    float32, the plain backbone on compact tokens does, behind the same interface; in float32 on a CPU it is given parts
+    that are faster there, see `engine/cpu.py`. Weights are copied now; later changes of the original do not reach the
+    copy.
 
     Args:
         backbone: a `SparseSwin` in eval mode.

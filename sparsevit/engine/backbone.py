@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import nullcontext
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -139,17 +140,23 @@ class FastBackbone(nn.Module):
 
 
 class _Plain:
-    """The plain backbone on compact tokens."""
+    """The plain backbone on compact tokens, in float32 on a CPU with parts that are made for one."""
 
     def __init__(self, backbone: SparseSwin, dtype: torch.dtype) -> None:
         import copy
 
+        from sparsevit.engine import cpu
+
         self.backbone = copy.deepcopy(backbone).to(dtype).eval().requires_grad_(False)
         self.dtype = dtype
+        self.own_precision = cpu.serves(backbone.patch_embed.projection.weight.device, dtype)
+        if self.own_precision:
+            cpu.put_in(self.backbone)
 
     def run(self, images: Tensor, sparsity: Sparsity, kept: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
         self.backbone.sparsity = sparsity
-        maps: tuple[Tensor, ...] = self.backbone(images.to(self.dtype))
+        with torch.autocast("cpu", enabled=False) if self.own_precision else nullcontext():
+            maps: tuple[Tensor, ...] = self.backbone(images.to(self.dtype))
         return maps
 
     def release(self) -> None:

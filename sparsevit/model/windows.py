@@ -66,7 +66,7 @@ def window_table(height: int, width: int, window: int, shift: int, device: torch
     at_bottom = (torch.arange(rows) == rows - 1).long()[:, None]
     at_right = (torch.arange(columns) == columns - 1).long()[None, :]
     kind = (2 * at_bottom + at_right).view(-1).to(device)  # int64, as an index of ONNX's has to be
-    masks = _shift_masks(window, shift).to(device) if shift else None
+    masks = shift_masks(window, shift).to(device) if shift else None
     return WindowTable(height * width, index.to(device), masks, kind)
 
 
@@ -77,7 +77,7 @@ def partition(grid: Tensor, window: int) -> Tensor:
     return grid.permute(0, 2, 1, 3).reshape(-1, window * window)
 
 
-def _shift_masks(window: int, shift: int) -> Tensor:
+def shift_masks(window: int, shift: int) -> Tensor:
     """Masks by kind, shape `(4, N, N)`: tokens attend to each other only inside the same side of a cut."""
     first = torch.zeros(window, dtype=torch.long)
     cut = (torch.arange(window) >= window - shift).long()

@@ -1,9 +1,16 @@
-"""What all tests share: few threads, hypothesis without deadlines, and GPU tests only where there is a GPU."""
+"""What all tests share: few threads, hypothesis without deadlines, GPU tests only where there is a GPU, and a server of
+PostgreSQL for those that ask for one.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 # Tests time nothing; one thread each keeps small tensors fast and shared machines usable. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,3 +42,27 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Any]:
+    """A server of the tests' own, which `stop` and `start` may restart."""
+    path = Path(__file__).parents[1] / "benchmarks" / "private_postgres.py"
+    spec = importlib.util.spec_from_file_location("private_postgres", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    why = module.missing()
+    if why is not None:
+        pytest.skip(why)
+    with module.private_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(postgres_server: Any) -> str:
+    """The URL of a new database."""
+    url: str = postgres_server.database(f"test-{uuid.uuid4()}")
+    return url

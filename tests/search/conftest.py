@@ -1,11 +1,9 @@
-"""A study file over a fake supernet, in a folder of its own, with a latency that is known; a PostgreSQL server."""
+"""A study file over a fake supernet, in a folder of its own, with a latency that is known."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -96,27 +94,3 @@ def slow(load: Callable[..., StudySpec], tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(tmp_path)
     yield lambda *more: load("supernet.evaluator=slow_fakes:evaluator", *more)
     sys.modules.pop("slow_fakes", None)  # not there where the test was skipped
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Any]:
-    """A server of the tests' own, which `stop` and `start` may restart."""
-    path = Path(__file__).parents[2] / "benchmarks" / "private_postgres.py"
-    spec = importlib.util.spec_from_file_location("private_postgres", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    why = module.missing()
-    if why is not None:
-        pytest.skip(why)
-    with module.private_postgres() as server:
-        yield server
-
-
-@pytest.fixture
-def postgres(postgres_server: Any) -> str:
-    """The URL of a new database."""
-    url: str = postgres_server.database(f"test-{uuid.uuid4()}")
-    return url

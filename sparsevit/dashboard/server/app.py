@@ -51,6 +51,7 @@ def make_app(studies: Studies, pages: Mapping[str, LivePage]) -> Dash:
         suppress_callback_exceptions=True,
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
         index_string=_INDEX,
+        on_error=_as_it_was,
     )
     app.layout = layout.frame
     for unknown in (DependencyException, InvalidResourceError):  # a file that no package of Dash's has
@@ -61,6 +62,12 @@ def make_app(studies: Studies, pages: Mapping[str, LivePage]) -> Dash:
     _add_panels(app, studies, supernets)
     _add_files(app.server, studies, supernets)
     return app
+
+
+def _as_it_was(error: Exception) -> None:
+    """Where a page cannot follow its study any more, what is shown stays; all but a user's errors are ours."""
+    if not isinstance(error, UserError):
+        raise error
 
 
 def study_in(search: str | None) -> str | None:
@@ -119,7 +126,7 @@ def _add_figures(app: Dash, studies: Studies) -> None:
         prevent_initial_call=True,
     )
     def follow(_: int, seen: str, name: dict[str, str], search: str | None) -> Any:
-        study = _study(studies, search)
+        study = studies.get(study_in(search))
         if name["name"] not in FIGURES or study.stamp() == seen:
             raise PreventUpdate
         stamp, drawn = _drawn(study, name["name"])
@@ -131,13 +138,13 @@ def _add_panels(app: Dash, studies: Studies, supernets: Supernets) -> None:
         Output("facts-now", "children"), Input("tick", "n_intervals"), State("url", "search"), prevent_initial_call=True
     )
     def follow_facts(_: int, search: str | None) -> Any:
-        return panels.facts_now(_study(studies, search).now()[1])
+        return panels.facts_now(studies.get(study_in(search)).now()[1])
 
     @app.callback(
         Output("picked", "children"), Input("budget", "value"), State("url", "search"), prevent_initial_call=True
     )
     def pick(budget: float, search: str | None) -> Any:
-        study = _study(studies, search)
+        study = studies.get(study_in(search))
         name = next(key for key, one in studies.all().items() if one is study)
         return panels.picked(study.now()[1], name, float(budget), study.spec is not None)
 
@@ -153,7 +160,7 @@ def _add_panels(app: Dash, studies: Studies, supernets: Supernets) -> None:
     def show_windows(sparsity: str | None, image: int | None, _: int, done: Any, search: str | None) -> Any:
         if done == [sparsity, image] and ctx.triggered_id == "tick":
             raise PreventUpdate
-        study = _study(studies, search)
+        study = studies.get(study_in(search))
         name = next(key for key, one in studies.all().items() if one is study)
         try:
             shown = panels.windows_shown(study.now()[1], name, supernets.of(name, study), sparsity, image)
@@ -208,11 +215,3 @@ def _add_files(server: flask.Flask, studies: Studies, supernets: Supernets) -> N
         answer = flask.Response(image_png(scene.image), mimetype="image/png")
         answer.headers["Cache-Control"] = "private, max-age=3600"
         return answer
-
-
-def _study(studies: Studies, search: str | None) -> LiveStudy:
-    """The study of an address; where there is none any more, what is shown stays."""
-    try:
-        return studies.get(study_in(search))
-    except UserError:
-        raise PreventUpdate from None

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from sparsevit.errors import UserError
 from sparsevit.search.load import assemble
+from sparsevit.search.patience import AWAY, UnreachableError
 from sparsevit.search.record import RECORD, read_record
 from sparsevit.search.results import StudyResults
 from sparsevit.search.storage import open_storage, shown
@@ -46,10 +47,16 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[RDBStorage]:
-        """The storage, for this thread alone."""
+        """The storage, for this thread alone.
+
+        Raises:
+            UnreachableError: if the database does not answer.
+        """
         with self._lock:
             try:
                 yield self._storage
+            except AWAY:  # whose words name host and user
+                raise UnreachableError("the database does not answer now: load this page again once it does") from None
             finally:
                 self._storage.remove_session()
 

@@ -46,8 +46,9 @@ def record(max_ms: float = 60.0) -> StudyRecord:
 class Made:
     """A database that trials are put into, as a search does."""
 
-    def __init__(self, file: Path) -> None:
-        self.url = f"sqlite:///{file}"
+    def __init__(self, place: Path | str) -> None:
+        """`place`: a file, or the URL of a database."""
+        self.url = place if isinstance(place, str) else f"sqlite:///{place}"
         self.storage: RDBStorage = open_storage(self.url)
 
     def study(self, name: str = "digits", *, asked: int = 30, max_ms: float = 60.0) -> Study:

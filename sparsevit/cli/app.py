@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -29,6 +30,7 @@ from sparsevit.cli.worker import worker
 from sparsevit.errors import UserError
 
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+NO_ROOM = errno.ENOSPC, errno.EDQUOT
 
 app = typer.Typer(
     name="sparsevit",
@@ -112,6 +114,9 @@ def _explain(error: Exception) -> tuple[int, str]:
         hint = " (sparsevit --help shows what there is)" if context is None else f" (see {context.command_path} --help)"
         message = error.format_message()
         return USER_ERROR, f"error: {message.rstrip('.')}{hint}" if message else ""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        place = f" for {error.filename}" if error.filename else ""
+        return USER_ERROR, f"error: no space left on the disk{place}: make room and type the same again"
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,6 +52,14 @@ def test_user_error_is_one_line_and_exit_code_2(failing, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "error: studies/x.toml: unknown key trails\n"
+
+
+@pytest.mark.parametrize(("file", "place"), [(None, ""), ("runs/x.jpg", " for runs/x.jpg")])
+def test_a_full_disk_is_the_users_to_mend(failing, capsys, file, place):
+    failing(OSError(errno.ENOSPC, "No space left on device", file))
+    assert run("fail") == 2
+    err = capsys.readouterr().err
+    assert err == f"error: no space left on the disk{place}: make room and type the same again\n"
 
 
 @pytest.mark.parametrize("place", [("--debug", "fail"), ("fail", "--debug")])

@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 import pytest
 
+from sparsevit.search.child import Child
 from sparsevit.search.load import load_results
 from sparsevit.search.pool import Pool
 from sparsevit.search.results import StudyResults
@@ -177,11 +178,11 @@ def test_a_worker_of_a_pool_that_is_stopped_is_killed_and_started_again(tmp_path
     """Without a look at the database, which a worker may hold locked when it is stopped."""
     starts: list[subprocess.Popen[bytes]] = []
 
-    def start(rank: int) -> subprocess.Popen[bytes]:
+    def start(rank: int) -> Child:
         starts.append(subprocess.Popen(["sleep", "0.2" if starts else "600"]))
-        return starts[-1]
+        return Child(starts[-1], tmp_path / f"{rank}.log")
 
-    pool = Pool(start, 1, lambda rank: tmp_path / f"{rank}.log")
+    pool = Pool(start, 1)
     os.kill(starts[0].pid, signal.SIGSTOP)
     pool.run(finished=lambda: 0, stopped=lambda: False, stuck=set, grace_s=0.5)
     assert [one.returncode for one in starts] == [-signal.SIGKILL, 0]

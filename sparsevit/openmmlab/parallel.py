@@ -16,6 +16,8 @@ from sparsevit.errors import UserError
 from sparsevit.openmmlab.step import total_loss
 
 _Result = TypeVar("_Result")
+BUCKET_MB = 64
+"""Gradients averaged at once: few enough for the host, and enough that most travel during the backward pass."""
 _PATIENCE = timedelta(hours=6)  # ranks wait for the first one while it evaluates
 
 
@@ -105,8 +107,9 @@ class ManyRanks(DistributedDataParallel):
     """A detector on one rank of many. mmcv's own class of this kind relies on parts that PyTorch has removed."""
 
     def __init__(self, module: nn.Module, device: torch.device, autocast: torch.dtype | None = None) -> None:
+        # No `device_ids`: batches are on the device, and looking through all they hold for what is not takes time.
         super().__init__(
-            _placed(module, device), device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+            _placed(module, device), broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB
         )
         self.own_device = device
         self.autocast = autocast

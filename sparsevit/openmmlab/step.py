@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import reduce
 from math import gcd
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -42,7 +44,39 @@ class OptimizerStep(Hook):  # type: ignore[misc]  # mmcv is untyped
         if self.grad_clip is not None:
             trained = [parameter for parameter in runner.model.parameters() if parameter.grad is not None]
             runner.outputs["figures"]["grad_norm"] = clip_grad_norm_(trained, **self.grad_clip)
-        runner.optimizer.step()
+        with joined_groups(runner.optimizer):
+            runner.optimizer.step()
+
+
+@contextmanager
+def joined_groups(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, PyTorch's common optimisers have one group for all parameters with equal settings.
+
+    mmcv makes a group of every parameter where a config has `paramwise_cfg`, and each group costs a step of its own.
+    Schedules and checkpoints keep those groups, in mmdet's order.
+    """
+    groups = optimizer.param_groups
+    names = groups[0].keys()
+    if type(optimizer) not in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD) or any(
+        group.keys() != names for group in groups
+    ):
+        yield  # other optimisers may keep things in a group
+        return
+    settings_of = itemgetter(*(name for name in names if name != "params"))
+    together: list[tuple[Any, dict[str, Any]]] = []
+    for group in groups:  # hundreds: whatever is done here for one counts
+        settings = settings_of(group)
+        for known, joined in together:
+            if known == settings:
+                joined["params"] += group["params"]
+                break
+        else:
+            together.append((settings, {**group, "params": list(group["params"])}))
+    optimizer.param_groups = [joined for _, joined in together]
+    try:
+        yield
+    finally:
+        optimizer.param_groups = groups
 
 
 class LogFigures(Hook):  # type: ignore[misc]

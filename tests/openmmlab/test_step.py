@@ -15,7 +15,7 @@ from mmcv.runner import OptimizerHook
 from mmcv.runner.log_buffer import LogBuffer
 from mmdet.models.detectors import BaseDetector
 
-from sparsevit.openmmlab.step import LogFigures, OptimizerStep, total_loss
+from sparsevit.openmmlab.step import LogFigures, OptimizerStep, joined_groups, total_loss
 
 
 def losses() -> dict[str, Any]:
@@ -71,6 +71,52 @@ def test_what_else_mmcvs_hook_can_is_left_to_it() -> None:
     assert isinstance(_stepping({"grad_clip": {"max_norm": 1}}), OptimizerStep)
     for given in ({"grad_clip": None, "detect_anomalous_params": True}, {"type": "GradientCumulativeOptimizerHook"}):
         assert _stepping(given) is given
+
+
+def grouped(kind: type[torch.optim.Optimizer], **more: Any) -> torch.optim.Optimizer:
+    """An optimiser with a group for every parameter, as mmcv makes it of `paramwise_cfg`."""
+    torch.manual_seed(2)
+    groups = [
+        {"params": [torch.nn.Parameter(torch.rand(3))], "lr": 0.1 / (1 + i % 2), "weight_decay": 0.05 * (i > 2)}
+        for i in range(6)
+    ]
+    return kind(groups, **more)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [(torch.optim.AdamW, {"fused": True}), (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})]
+)
+def test_a_step_of_joined_groups_is_that_of_the_single_ones(
+    kind: type[torch.optim.Optimizer], more: dict[str, Any]
+) -> None:
+    single, joined = grouped(kind, **more), grouped(kind, **more)
+    groups = joined.param_groups
+    sizes = []
+    joined.register_step_pre_hook(lambda optimizer, *_: sizes.append(len(optimizer.param_groups)))
+    for step in range(4):
+        for optimizer in (single, joined):
+            torch.manual_seed(step)
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.5  # a schedule
+                group["params"][0].grad = torch.rand(3)
+        single.step()
+        with joined_groups(joined):
+            joined.step()
+    assert sizes == [4] * 4
+    assert joined.param_groups is groups
+    mine, other = joined.state_dict(), single.state_dict()
+    assert mine["param_groups"] == other["param_groups"]
+    for number, state in other["state"].items():
+        for name, value in state.items():
+            assert torch.equal(mine["state"][number][name], value)
+    for group, expected in zip(groups, single.param_groups, strict=True):
+        assert torch.equal(group["params"][0], expected["params"][0])
+
+
+def test_optimisers_that_may_keep_things_in_a_group_step_group_by_group() -> None:
+    optimizer = grouped(torch.optim.NAdam)
+    with joined_groups(optimizer):
+        assert len(optimizer.param_groups) == 6
 
 
 class Runner:

@@ -6,6 +6,8 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,8 +15,9 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
+from sparsevit.cli.app import main
 from sparsevit.errors import UserError
-from sparsevit.search import patience
+from sparsevit.search import ledger, patience, trial_storage, worker
 from sparsevit.search.load import load_results
 from sparsevit.search.results import StudyResults
 from sparsevit.search.run import search
@@ -196,6 +199,32 @@ def test_a_clock_that_is_set_changes_nothing(
     assert configurations(results) == configurations(whole)
     assert results.failed == 1
     assert len(paid(fakes)) == len(set(paid(fakes)))
+
+
+def test_a_clock_that_runs_backward_changes_nothing(
+    load: Load, study_file: Path, fakes: ModuleType, whole: StudyResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set back by an hour whenever it is read, while the search goes on and for its report."""
+    hours = 0
+
+    class Backward(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            nonlocal hours
+            hours += 1
+            return datetime.now(tz) - timedelta(hours=hours)
+
+    for module in (worker, ledger, trial_storage):
+        monkeypatch.setattr(module, "datetime", Backward)
+    with pytest.raises(SystemExit) as ended:
+        main(["search", str(study_file), "--trials", "14", "--out", "parts"])
+    assert ended.value.code == 0
+    results = load_results(load(), out="parts")
+    assert hours > 2 * 14
+    assert results.trials[-1].started < results.trials[0].started
+    assert configurations(results) == configurations(whole)
+    assert results.failed == 0
+    assert len(paid(fakes)) == len(set(paid(fakes))) == 14
 
 
 def test_a_watch_goes_by_counters_and_by_processes() -> None:

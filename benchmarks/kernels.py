@@ -19,6 +19,7 @@ import torch
 from timing import build, in_graph, medians
 
 from sparsevit.engine import accelerate, forward
+from sparsevit.engine.kernels.merge import joined_channels
 from sparsevit.engine.tuning import Tile
 from sparsevit.model import SparseSwin
 
@@ -163,6 +164,13 @@ LINEAR = (
 )  # fmt: skip
 """Rows, columns, depth, warps, stages."""
 
+MERGE = (
+    (128, 128, 64, 8, 5), (128, 128, 64, 8, 6), (128, 128, 128, 8, 3), (64, 128, 64, 4, 5), (128, 64, 64, 4, 5),
+    (128, 64, 64, 4, 2), (64, 64, 64, 4, 5), (64, 64, 64, 4, 6), (64, 64, 128, 4, 4), (64, 128, 128, 4, 3),
+    (64, 256, 64, 4, 3), (64, 256, 64, 8, 4), (128, 256, 64, 8, 4),
+)  # fmt: skip
+"""For merging besides: few programs, long sums."""
+
 
 def candidates(launch: Launch) -> list[Choice]:
     """Block sizes worth trying."""
@@ -177,8 +185,10 @@ def candidates(launch: Launch) -> list[Choice]:
             for registers in (None, limit)
         ]
     if kind in ("linear", "merge"):
-        k = launch.arguments[1 if kind == "linear" else 3].weight.shape[0] // (1 if kind == "linear" else 4)
-        return [Tile(*each) for each in LINEAR if k % each[2] == 0 and (each[2] > 32 or k % 64)]
+        x = launch.arguments[0]
+        k = x.shape[1] if kind == "linear" else joined_channels(launch.arguments[2], x.shape[1])
+        tiles = LINEAR if kind == "linear" else LINEAR + MERGE
+        return [Tile(*each) for each in tiles if k % each[2] == 0 and (each[2] > 32 or k % 64)]
     if kind == "attention":
         return [
             (("programs", programs), ("stages", stages), ("warps", warps))
@@ -186,7 +196,10 @@ def candidates(launch: Launch) -> list[Choice]:
             for stages, warps in ((1, 4), (2, 4), (3, 4), (2, 2))
         ]
     if kind == "embed":
-        return [(("rows", rows), ("warps", warps)) for rows, warps in ((32, 4), (64, 4), (64, 8), (128, 4), (128, 8))]
+        return [
+            (("rows", rows), ("warps", warps))
+            for rows, warps in ((32, 2), (32, 4), (64, 4), (64, 8), (128, 4), (128, 8), (256, 8))
+        ]
     return []
 
 

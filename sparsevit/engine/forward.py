@@ -12,7 +12,7 @@ from sparsevit.engine.kernels.attention import attention
 from sparsevit.engine.kernels.embed import embed
 from sparsevit.engine.kernels.feed_forward import feed_forward
 from sparsevit.engine.kernels.linear import linear
-from sparsevit.engine.kernels.merge import merge
+from sparsevit.engine.kernels.merge import joined_channels, merge
 from sparsevit.engine.kernels.norm import norm
 from sparsevit.engine.kernels.parts import splits
 from sparsevit.engine.kernels.rank import magnitude, rank, score
@@ -42,7 +42,8 @@ def forward(images: Tensor, plan: Plan, weights: BackboneWeights, kept: Sequence
             outs.append(stage.map(plan.shape.batch))
         if of_stage.merging is not None:
             following = plan.stages[number + 1]
-            tile = tuning.linear_tile(following.x.shape[0], following.x.shape[1], stage.x.shape[1])
+            rows, columns = following.x.shape
+            tile = tuning.merge_tile(rows, columns, joined_channels(stage.size, stage.x.shape[1]))
             merge(stage.x, stage.sums, stage.size, of_stage.merging, following.x, following.sums, tile)
     beside.join()
     return tuple(outs)

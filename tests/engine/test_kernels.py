@@ -121,16 +121,25 @@ def test_linear_adds_to_kept_rows_and_leaves_others_alone(
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 6), (4, 7), (5, 3), (1, 1)])
 @pytest.mark.parametrize("normed", [False, True])
-@pytest.mark.parametrize("outputs", [48, 144])
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 48), (32, 144), (96, 80)])
 def test_merging(
-    check: Check, device: torch.device, dtype: torch.dtype, size: tuple[int, int], normed: bool, outputs: int
+    check: Check,
+    device: torch.device,
+    dtype: torch.dtype,
+    size: tuple[int, int],
+    normed: bool,
+    inputs: int,
+    outputs: int,
 ) -> None:
-    weights = layer(4 * 32, outputs, device, dtype, normed=normed)
+    weights = layer(4 * inputs, outputs, device, dtype, normed=normed)
     out = poison(2 * math.ceil(size[0] / 2) * math.ceil(size[1] / 2), outputs, device=device, dtype=dtype)
-    x = tokens(2, size, 32, device, dtype)
+    x = tokens(2, size, inputs, device, dtype)
+    sums = sums_of(x.float())
+    sums[:, 1:] = torch.randn_like(sums[:, 1:])
+    sums[:, 0] -= sums[:, 1:].sum(1)
     out_sums = poison(len(out), slots(outputs), 2, device=device, dtype=torch.float32)
-    arguments = (x, sums_of(x.float()), size, weights, out, out_sums, SMALL)
-    check(merge.merge, merge.merge_reference, arguments, 4)
+    tile = Tile(32, 64, 32 if size[1] % 2 else 64, 4, 2)  # in even widths a step may take channels of two tokens
+    check(merge.merge, merge.merge_reference, (x, sums, size, weights, out, out_sums, tile), 4)
     fit(out_sums, out)
 
 
@@ -201,20 +210,28 @@ def test_norm(check: Check, device: torch.device, dtype: torch.dtype, rows: int,
     check(norm.norm, norm.norm_reference, (x, scale, shift, 1e-5, out), 4)
 
 
-@pytest.mark.parametrize("size", [(28, 28), (30, 25), (4, 3)])
+@pytest.mark.parametrize("size", [(28, 28), (30, 25), (27, 36), (4, 3)])
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("positioned", [False, True])
+@pytest.mark.parametrize(("colours", "patch"), [(3, 4), (1, 2), (4, 3)])
 def test_embedding(
-    check: Check, device: torch.device, dtype: torch.dtype, size: tuple[int, int], normed: bool, positioned: bool
+    check: Check,
+    device: torch.device,
+    dtype: torch.dtype,
+    size: tuple[int, int],
+    normed: bool,
+    positioned: bool,
+    colours: int,
+    patch: int,
 ) -> None:
-    channels, rows = 48, math.ceil(size[0] / 4) * math.ceil(size[1] / 4)
-    weight = (torch.randn(48, channels, device=device) / 7).to(dtype)
+    channels, rows, pixels = 48, math.ceil(size[0] / patch) * math.ceil(size[1] / patch), colours * patch**2
+    weight = (torch.randn(pixels, channels, device=device) / pixels**0.5).to(dtype)
     bias, scale, shift = torch.randn(3, channels, device=device)
     position = torch.randn(rows, channels, device=device) if positioned else None
     out = poison(2 * rows, channels, device=device, dtype=dtype)
-    images = torch.randn(2, 3, *size, device=device).to(dtype)
+    images = torch.randn(2, colours, *size, device=device).to(dtype)
     sums = poison(2 * rows, slots(channels), 2, device=device, dtype=torch.float32)
-    arguments = (images, weight, bias, (scale, shift, 1e-5) if normed else None, position, 4, out, sums)
+    arguments = (images, weight, bias, (scale, shift, 1e-5) if normed else None, position, patch, out, sums)
     check(embed.embed, embed.embed_reference, arguments, 6)
     fit(sums, out)
 

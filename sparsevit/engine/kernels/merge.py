@@ -94,6 +94,11 @@ def _merge(
     store_block_sums(out_sums, m, inside, acc, first, N, BM, BN)
 
 
+def joined_channels(size: tuple[int, int], channels: int) -> int:
+    """How many channels of each row of joined tokens lie together, and are there or not: of two tokens, where even."""
+    return channels * (1 if size[1] % 2 else 2)
+
+
 def merge(
     x: Tensor, sums: Tensor, size: tuple[int, int], weights: Weights, out: Tensor, out_sums: Tensor, tile: Tile
 ) -> None:
@@ -104,11 +109,11 @@ def merge(
         sums, out_sums: of the rows of `x`, which are read, and of `out`, which are written; see `sums.py`.
         weights: in the order (row, column, channel) of the 2 x 2 patch.
         out: shape `(M, N)`, M being `B * ceil(H / 2) * ceil(W / 2)`.
-        tile: `depth` divides `K / 2`, and where the width is odd, `K / 4`.
+        tile: `depth` divides `joined_channels`.
     """
     k, n = weights.weight.shape
     assert tile.columns >= min(SLOT, n)
-    assert k // (4 if size[1] % 2 else 2) % tile.depth == 0
+    assert joined_channels(size, k // 4) % tile.depth == 0
     grid = (triton.cdiv(out.shape[0], tile.rows) * triton.cdiv(n, tile.columns),)
     _merge[grid](
         x,

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from sparsevit.openmmlab.box_coding import constant
 
 _AT_ONCE = 2**25
 """Pairs of boxes compared at once: bounds memory where an image of a large batch holds very many true boxes."""
@@ -47,20 +51,20 @@ class Proposals(Sequence[Tensor]):
 
 def pad_boxes(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Boxes of each image as `(B, G, 4)`, and which of them are real, `(B, G)`. G is at least 1."""
-    most = max(1, *(len(each) for each in boxes))
-    padded = boxes[0].new_zeros(len(boxes), most, 4)
-    for image, each in zip(padded, boxes, strict=True):
-        image[: len(each)] = each[:, :4]
-    counts = torch.tensor([len(each) for each in boxes], device=padded.device)
-    return padded, torch.arange(most, device=padded.device) < counts[:, None]
+    padded = _at_least(pad_sequence([each[:, :4] for each in boxes], batch_first=True), (0, 0), 1)
+    counts = constant([len(each) for each in boxes], padded, torch.long)
+    return padded, torch.arange(padded.shape[1], device=padded.device) < counts[:, None]
 
 
 def pad_labels(labels: Sequence[Tensor], width: int, background: int) -> Tensor:
     """Labels of each image as `(B, width)`, filled up with the background's."""
-    padded = labels[0].new_full((len(labels), width), background)
-    for image, each in zip(padded, labels, strict=True):
-        image[: len(each)] = each
-    return padded
+    return _at_least(pad_sequence(list(labels), batch_first=True, padding_value=background), (), width, background)
+
+
+def _at_least(padded: Tensor, before: tuple[int, ...], width: int, value: float = 0.0) -> Tensor:
+    """Padded on the right of dimension 1 to a width; `before` are the paddings of the dimensions behind it."""
+    missing = width - padded.shape[1]
+    return F.pad(padded, (*before, 0, missing), value=value) if missing > 0 else padded
 
 
 def pairwise_iou(boxes: Tensor, truth: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from sparsevit.openmmlab.batched import Proposals, assign, pad_boxes, pad_labels, pick
+from sparsevit.openmmlab.box_coding import encode
 from sparsevit.openmmlab.masks import joined
 from sparsevit.openmmlab.roi_features import roi_features
 
@@ -89,7 +90,7 @@ class BatchedRoIHead(StandardRoIHead):  # type: ignore[misc]  # mmdet is untyped
             deltas = deltas.view(len(deltas), -1, 4).gather(1, own).squeeze(1)
         weight = is_positive[:, None].float().expand(-1, 4)
         # A box that is not positive has no true box: its target is whatever it predicts.
-        target = torch.where(weight > 0, head.bbox_coder.encode(rois[:, 1:], truth), deltas.detach())
+        target = torch.where(weight > 0, encode(head.bbox_coder, rois[:, 1:], truth), deltas.detach())
         return {
             "loss_cls": head.loss_cls(scores, label, used.float(), avg_factor=total),
             "acc": 100 * ((scores.argmax(dim=1) == label) & used).sum() / total,

@@ -13,16 +13,21 @@ from typing import Any
 import torch
 from mmdet.models.builder import HEADS
 from mmdet.models.dense_heads import RPNHead
+from mmdet.models.losses import CrossEntropyLoss
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsevit.openmmlab.anchor_grid import AnchorGrid
 from sparsevit.openmmlab.batched import Proposals, assign, pad_boxes, pick
+from sparsevit.openmmlab.box_coding import decode, encode
 from sparsevit.openmmlab.grouped_nms import grouped_nms
 
 
 @HEADS.register_module()
 class BatchedRPNHead(RPNHead):  # type: ignore[misc]  # mmdet is untyped
     """`RPNHead` for training whole batches; weights and results are interchangeable with mmdet's."""
+
+    _grid: AnchorGrid | None = None
 
     def loss(
         self,
@@ -33,7 +38,8 @@ class BatchedRPNHead(RPNHead):  # type: ignore[misc]  # mmdet is untyped
         gt_bboxes_ignore: Any = None,
     ) -> dict[str, Tensor]:
         """Objectness and box losses; see mmdet's `RPNHead.loss`."""
-        anchors = torch.cat(_anchors(self, cls_scores))
+        grid = self._grid_of(cls_scores)
+        anchors = grid.together
         scores = torch.cat([_flat(level, 1) for level in cls_scores], dim=1).squeeze(-1).float()
         deltas = torch.cat([_flat(level, 4) for level in bbox_preds], dim=1).float()
         truth, real = pad_boxes(gt_bboxes)
@@ -45,18 +51,22 @@ class BatchedRPNHead(RPNHead):  # type: ignore[misc]  # mmdet is untyped
             positive=rules.pos_iou_thr,
             negative=rules.neg_iou_thr,
             low_quality=rules.get("min_pos_iou", 0.0) if rules.get("match_low_quality", True) else None,
-            among=self._inside(cls_scores, [meta["pad_shape"][:2] for meta in img_metas]),
+            among=grid.inside([meta["pad_shape"][:2] for meta in img_metas]),
         )
         count, share = self.train_cfg.sampler.num, self.train_cfg.sampler.pos_fraction
         index, is_positive, used = pick(positive, negative, count, share)
         chosen_scores = scores.gather(1, index)
         total = used.sum().clamp(min=1)
+        # mmdet's labels are 0 for objects and 1 for none. Its cross entropy turns those into 1 and 0, with a wait for
+        # the device, unless they have the scores' shape and are that already.
+        plain = isinstance(self.loss_cls, CrossEntropyLoss)
         loss_cls = self.loss_cls(
-            chosen_scores.reshape(-1, 1), (~is_positive).long().view(-1), used.float().view(-1), avg_factor=total
+            chosen_scores.reshape((-1,) if plain else (-1, 1)),
+            (is_positive if plain else ~is_positive).long().view(-1),
+            used.float().view(-1),
+            avg_factor=total,
         )
-        target = self.bbox_coder.encode(
-            anchors[index].view(-1, 4), truth.gather(1, _four(matched.gather(1, index))).view(-1, 4)
-        )
+        target = encode(self.bbox_coder, anchors[index], truth.gather(1, _four(matched.gather(1, index)))).view(-1, 4)
         predicted = deltas.gather(1, _four(index)).view(-1, 4)
         weight = is_positive.view(-1, 1).float().expand(-1, 4)
         loss_bbox = self.loss_bbox(
@@ -80,45 +90,43 @@ class BatchedRPNHead(RPNHead):  # type: ignore[misc]  # mmdet is untyped
         if proposal_cfg is None:
             return losses
         sizes = [tuple(meta["img_shape"][:2]) for meta in img_metas]
-        return losses, propose(self, scores, deltas, sizes, proposal_cfg)
+        return losses, propose(self, scores, deltas, sizes, proposal_cfg, self._grid_of(scores))
 
-    def _inside(self, levels: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor | None:
-        """Which anchors have their centre on the image rather than on what fills the batch up, `(B, A)`; None: all."""
-        flags = []
-        for level, stride, anchors in zip(
-            levels, self.prior_generator.strides, self.prior_generator.num_base_anchors, strict=True
-        ):
-            height, width = level.shape[-2:]
-            rows = torch.tensor([-(-size[0] // stride[1]) for size in sizes])
-            columns = torch.tensor([-(-size[1] // stride[0]) for size in sizes])
-            flag = (torch.arange(height) < rows[:, None])[:, :, None] & (torch.arange(width) < columns[:, None])[
-                :, None
-            ]
-            flags.append(flag.flatten(1).repeat_interleave(anchors, dim=1))
-        inside = torch.cat(flags, dim=1)
-        return None if bool(inside.all()) else inside.to(levels[0].device, non_blocking=True)
+    def _grid_of(self, levels: list[Tensor]) -> AnchorGrid:
+        self._grid = AnchorGrid.of(self.prior_generator, levels, self._grid)
+        return self._grid
 
 
 @torch.no_grad()
 def propose(
-    head: Any, cls_scores: list[Tensor], bbox_preds: list[Tensor], sizes: list[tuple[int, int]], cfg: Any
+    head: Any,
+    cls_scores: list[Tensor],
+    bbox_preds: list[Tensor],
+    sizes: list[tuple[int, int]],
+    cfg: Any,
+    grid: AnchorGrid | None = None,
 ) -> Proposals:
     """Proposals of each image, best first, as mmdet's `RPNHead` makes them image by image.
 
     Args:
         head: an `RPNHead` of anchors.
         sizes: height and width of each image without its padding, in pixels; proposals are clipped to them.
+        grid: the head's anchors, where they are known.
     """
-    levels = list(zip(_anchors(head, cls_scores), cls_scores, bbox_preds, strict=True))
+    grid = grid or AnchorGrid.of(head.prior_generator, cls_scores)
+    levels = list(zip(grid.levels, cls_scores, bbox_preds, strict=True))
     most = max(min(cfg.nms_pre, len(anchors)) for anchors, _, _ in levels)
-    boxes, scores = [], []
+    found, scores, counts = [], [], []
     for anchors, score, delta in levels:
         flat = _flat(score.detach(), 1).squeeze(-1).float().sigmoid()
         top, index = flat.topk(min(cfg.nms_pre, flat.shape[1]), dim=1)
-        chosen = _flat(delta.detach(), 4).float().gather(1, _four(index))
+        found.append((anchors[index], _flat(delta.detach(), 4).float().gather(1, _four(index))))
+        counts.append(index.shape[1])
         # One level of one image is a group, and all groups are padded to the same number of boxes.
-        boxes.append(F.pad(_decode(head.bbox_coder, anchors[index], chosen, sizes), (0, 0, 0, most - index.shape[1])))
-        scores.append(F.pad(top, (0, most - index.shape[1]), value=-1.0))
+        scores.append(F.pad(top, (0, most - counts[-1]), value=-1.0))
+    chosen, deltas = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
+    decoded = torch.split(decode(head.bbox_coder, chosen, deltas, sizes), counts, dim=1)
+    boxes = [F.pad(each, (0, 0, 0, most - each.shape[1])) for each in decoded]
     all_boxes, all_scores = torch.stack(boxes, 1), torch.stack(scores, 1)
     present = all_scores >= 0
     if cfg.get("min_bbox_size", -1) >= 0:
@@ -128,23 +136,6 @@ def propose(
     ranked = torch.where(present, all_scores, -1.0).flatten(1)
     top, index = ranked.topk(min(cfg.max_per_img, ranked.shape[1]), dim=1)
     return Proposals(all_boxes.flatten(1, 2).gather(1, _four(index)), top, top >= 0)
-
-
-def _anchors(head: Any, levels: list[Tensor]) -> list[Tensor]:
-    sizes = [level.shape[-2:] for level in levels]
-    anchors: list[Tensor] = head.prior_generator.grid_priors(sizes, device=levels[0].device)
-    return anchors
-
-
-def _decode(coder: Any, anchors: Tensor, deltas: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-    """Boxes `(B, n, 4)`, clipped to the images."""
-    same = sizes[0] if len(set(sizes)) == 1 else None
-    flat = coder.decode(anchors.view(-1, 4), deltas.view(-1, 4), max_shape=same)
-    boxes: Tensor = flat.view(anchors.shape)
-    if same is None:
-        limits = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype, device=boxes.device)
-        boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
-    return boxes
 
 
 def _flat(level: Tensor, width: int) -> Tensor:

@@ -31,7 +31,9 @@ class Norm:
 
 @dataclass(frozen=True, eq=False)
 class EmbedWeights:
-    """Patch embedding: weight `(colours * patch * patch, C)` and float32 bias `(C,)`."""
+    """Patch embedding: weight `(colours * patch * patch, C)` and float32 bias `(C,)`, without their means over C, if
+    there is a norm, which would take them away.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -164,12 +166,12 @@ def _norm(norm: nn.LayerNorm | None) -> Norm | None:
 
 
 def _embed(embed: PatchEmbed, dtype: torch.dtype) -> EmbedWeights:
-    weight, bias = embed.projection.weight.detach(), embed.projection.bias
+    assert embed.projection.bias is not None
+    weight, bias = embed.projection.weight.detach().float().flatten(1).T, embed.projection.bias.detach().float()
     norm = embed.norm if isinstance(embed.norm, nn.LayerNorm) else None
-    assert bias is not None
-    return EmbedWeights(
-        weight.flatten(1).T.to(dtype, copy=True).contiguous(), bias.detach().float().clone(), _norm(norm)
-    )
+    if norm is not None:
+        weight, bias = weight - weight.mean(1, keepdim=True), bias - bias.mean()
+    return EmbedWeights(weight.to(dtype, copy=True).contiguous(), bias.clone(), _norm(norm))
 
 
 def _merging(merging: PatchMerging, dtype: torch.dtype) -> Weights:

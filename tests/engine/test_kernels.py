@@ -225,13 +225,15 @@ def test_embedding(
     patch: int,
 ) -> None:
     channels, rows, pixels = 48, math.ceil(size[0] / patch) * math.ceil(size[1] / patch), colours * patch**2
-    weight = (torch.randn(pixels, channels, device=device) / pixels**0.5).to(dtype)
+    weight = torch.randn(pixels, channels, device=device) / pixels**0.5
     bias, scale, shift = torch.randn(3, channels, device=device)
+    if normed:
+        weight, bias = weight - weight.mean(1, keepdim=True), bias - bias.mean()
     position = torch.randn(rows, channels, device=device) if positioned else None
     out = poison(2 * rows, channels, device=device, dtype=dtype)
     images = torch.randn(2, colours, *size, device=device).to(dtype)
     sums = poison(2 * rows, slots(channels), 2, device=device, dtype=torch.float32)
-    arguments = (images, weight, bias, (scale, shift, 1e-5) if normed else None, position, patch, out, sums)
+    arguments = (images, weight.to(dtype), bias, (scale, shift, 1e-5) if normed else None, position, patch, out, sums)
     check(embed.embed, embed.embed_reference, arguments, 6)
     fit(sums, out)
 

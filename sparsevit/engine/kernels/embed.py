@@ -71,7 +71,6 @@ def _embed(
     patch = tl.reshape(pixels.to(kernel.dtype), (BM, BK))
     acc = tl.dot(patch, kernel) + tl.load(bias + c, mask=c < C, other=0.0)[None, :]
     if NORM:
-        acc = tl.where((c < C)[None, :], acc - (tl.sum(acc, 1) / C)[:, None], 0.0)
         acc *= tl.rsqrt(tl.sum(acc * acc, 1) / C + EPS)[:, None]
         acc = acc * tl.load(scale + c, mask=c < C, other=0.0)[None, :]
         acc += tl.load(shift + c, mask=c < C, other=0.0)[None, :]
@@ -102,7 +101,8 @@ def embed(
         images: shape `(B, colours, height, width)` in pixels, contiguous, of any floating type.
         weight: shape `(colours * patch * patch, C)`.
         bias: shape `(C,)`, float32.
-        norm: scale and shift in float32, and eps.
+        norm: scale and shift in float32, and eps; the means of `weight` and `bias` over C must then be 0, which makes
+            those of tokens 0.
         position: what is added to each token, shape `(T, C)`, float32.
         out: shape `(B * T, C)`; patches at the bottom and right are filled up with 0.
         sums: of each token, shape `(B * T, S, 2)`, float32; see `sums.py`.

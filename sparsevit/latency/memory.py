@@ -20,7 +20,8 @@ _Result = TypeVar("_Result")
 Attempt = Callable[["nn.Module", Target], None]
 """One dense call of a subject on a target; raises `is_out_of_memory` errors."""
 
-CPU_WORDS = ("not enough memory", "can't allocate memory")  # torch raises a plain RuntimeError on a CPU
+# Of plain RuntimeErrors: torch's on a CPU, CUDA's, and those of its libraries.
+WORDS = ("not enough memory", "can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
 SPARE = 0.9
 """Share of a machine's free memory that may be planned with."""
 
@@ -38,7 +39,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in CPU_WORDS)
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS)
 
 
 def or_say_what_fits(run: Callable[[], _Result], subject: nn.Module, target: Target, attempt: Attempt) -> _Result:

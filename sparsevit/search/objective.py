@@ -12,6 +12,7 @@ from optuna.trial import Trial
 
 from sparsevit.console import console
 from sparsevit.errors import UserError
+from sparsevit.latency.memory import is_out_of_memory
 from sparsevit.search.claims import NothingLeftError
 from sparsevit.search.gate import Gate
 from sparsevit.search.ledger import Accuracy, Ledger, Subject
@@ -63,7 +64,7 @@ class PaidAccuracy:
             try:
                 return self.evaluator.accuracy(sparsity, images=images, step=step)
             except Exception as error:
-                if not out_of_memory(error) or not isinstance(self.evaluator, Shrinkable):
+                if not is_out_of_memory(error) or not isinstance(self.evaluator, Shrinkable):
                     raise
                 if not self.evaluator.smaller_batch():
                     raise
@@ -177,11 +178,6 @@ def set_constraints(trial: Trial, latency_ms: float, bounds: Bounds) -> None:
     for name, value in constraints.items():
         trial.set_constraint(name, value)
     trial.storage.set_trial_system_attr(trial._trial_id, "constraints", list(constraints.values()))
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether this is how Python, torch or CUDA say that memory does not suffice."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
 
 
 def _finite(metrics: Mapping[str, float], sparsity: Sparsity) -> dict[str, float]:

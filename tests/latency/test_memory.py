@@ -60,6 +60,8 @@ def test_other_failures_are_not_taken_for_it() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         fitting(torch.nn.Identity(), Target("cpu", batch=4), attempt)
     assert is_out_of_memory(RuntimeError(CPU_ERROR))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"))
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(ValueError(CPU_ERROR))
 

@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
+import torch
 
 from sparsevit.cli.app import main
 from sparsevit.errors import UserError
@@ -88,8 +89,17 @@ def test_a_configuration_that_cannot_be_evaluated_is_left_out(
     assert "RUNNING" not in states(load().url("parts"))
 
 
+def cuda_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize("allocate", [cuda_memory, lambda: torch.empty(1 << 55), lambda: bytes(1 << 62)])
 def test_memory_that_does_not_suffice_makes_batches_smaller(
-    load: Load, fakes: ModuleType, whole: StudyResults, monkeypatch: pytest.MonkeyPatch
+    load: Load,
+    fakes: ModuleType,
+    whole: StudyResults,
+    allocate: Callable[[], object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     batch = 8
 
@@ -100,7 +110,7 @@ def test_memory_that_does_not_suffice_makes_batches_smaller(
 
     def fail() -> None:
         if len(fakes.FakeEvaluator.asked) >= 4 and batch > 2:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            allocate()
 
     monkeypatch.setattr(fakes.FakeEvaluator, "smaller_batch", smaller_batch, raising=False)
     fakes.FakeEvaluator.before = fail

@@ -200,7 +200,7 @@ def _row(clock: Clock, run: Callable[..., dict[str, float]], sparsity: Any) -> d
 
 def _stages(model: Any, judge: Any) -> list[tuple[Any, str, str]]:
     """What a stage is called, and where: what it calls itself counts for the inner stage alone."""
-    from sparsevit.openmmlab import batched_rpn, batched_test
+    from sparsevit.openmmlab import batched_rpn, batched_test, coco_scoring, mask_overlaps
     from sparsevit.openmmlab import evaluation as evaluating
 
     parts = [
@@ -215,11 +215,16 @@ def _stages(model: Any, judge: Any) -> list[tuple[Any, str, str]]:
         (batched_test, "grouped_nms", "boxes: NMS"),
         (batched_test, "roi_features", "RoIAlign"),
         (model.roi_head.bbox_head, "forward", "box head"),
-        (batched_test.BatchedTest, "results", "results"),
-        (judge.evaluation, "_judge", "evaluation"),
+        (batched_test.BatchedTest, "detections", "detections"),
+        (coco_scoring.Scoring, "add", "pairs"),
+        (coco_scoring.Scoring, "figures", "figures"),
     ]
     if model.with_mask:
-        parts += [(model.roi_head.mask_head, "forward", "mask head"), (batched_test, "encode_masks", "mask encoding")]
+        parts += [
+            (model.roi_head.mask_head, "forward", "mask head"),
+            (batched_test, "paste_masks", "mask pasting"),
+            (mask_overlaps.TrueMasks, "overlaps", "mask overlaps"),
+        ]
     return parts
 
 

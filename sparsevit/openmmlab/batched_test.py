@@ -24,8 +24,9 @@ from torch.nn import functional as F
 from sparsevit.openmmlab.batched import Proposals
 from sparsevit.openmmlab.batched_roi import BatchedRoIHead
 from sparsevit.openmmlab.batched_rpn import BatchedRPNHead, propose
+from sparsevit.openmmlab.detections import Detections
 from sparsevit.openmmlab.grouped_nms import grouped_nms
-from sparsevit.openmmlab.mask_runs import encode_masks
+from sparsevit.openmmlab.mask_runs import Runs, paste_masks
 from sparsevit.openmmlab.roi_features import roi_features
 
 Metas = Sequence[Mapping[str, Any]]
@@ -62,23 +63,18 @@ class BatchedTest:
         proposals = propose(model.rpn_head, scores, deltas, sizes, model.rpn_head.test_cfg)
         return Found(self._boxes(levels, proposals, metas), levels, metas)
 
-    def results(self, found: Found, packed: NDArray[np.float32], *, masks: bool) -> list[Any]:
-        """As mmdet's `simple_test` gives them, masks encoded; `packed` is `found.packed` on the host."""
-        classes = self.model.roi_head.bbox_head.num_classes
-        present = packed[..., 4] > 0
-        labels = packed[..., 5].astype(np.int64)
-        boxes = [
-            [rows[each][own[each] == label, :5] for label in range(classes)]
-            for rows, own, each in zip(packed, labels, present, strict=True)
-        ]
-        if not masks:
-            return boxes
-        texts = iter(self._masks(found, packed[present], labels[present], present.nonzero()[0]))
-        segments: list[list[list[Any]]] = [[[] for _ in range(classes)] for _ in boxes]
-        for own, names, each in zip(segments, labels, present, strict=True):
-            for label in names[each]:
-                own[label].append(next(texts))
-        return list(zip(boxes, segments, strict=True))
+    def detections(
+        self, found: Found, packed: NDArray[np.float32], images: Sequence[int], *, masks: bool
+    ) -> Detections:
+        """What `simple_test` gives; `packed` is `found.packed` on the host, `images` are the batch's indices."""
+        place, _ = present = (packed[..., 4] > 0).nonzero()
+        rows = packed[present]
+        label = rows[:, 5].astype(np.int64)
+        drawn: dict[str, Any] = {}
+        if masks:
+            size = np.array([meta["ori_shape"][:2] for meta in found.metas], np.int64)[place]
+            drawn = {"masks": self._masks(found, rows, label, place, size), "size": size}
+        return Detections(np.asarray(images, np.int64)[place], label, rows[:, :4], rows[:, 4], **drawn)
 
     def _boxes(self, levels: list[Tensor], proposals: Proposals, metas: Metas) -> Tensor:
         head, rules = self.model.roi_head.bbox_head, self.model.roi_head.test_cfg
@@ -108,12 +104,17 @@ class BatchedTest:
         return torch.cat([chosen, best[..., None], label[..., None].to(chosen.dtype)], dim=-1)
 
     def _masks(
-        self, found: Found, rows: NDArray[np.float32], labels: NDArray[np.int64], image: NDArray[np.int64]
-    ) -> list[dict[str, Any]]:
-        """The encoded masks of detections `(R, 6)` of images `(R,)`."""
-        if not len(rows):
-            return []
+        self,
+        found: Found,
+        rows: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        image: NDArray[np.int64],
+        size: NDArray[np.int64],
+    ) -> Runs:
+        """The masks of detections `(R, 6)` of images `(R,)` of the batch, whose sizes are `(R, 2)`."""
         roi_head, device = self.model.roi_head, found.packed.device
+        if not len(rows):
+            return Runs.joined([], device)
         scales = np.stack([np.asarray(meta["scale_factor"], np.float32) for meta in found.metas])[image]
         rois = np.concatenate([image[:, None].astype(np.float32), rows[:, :4] * scales], axis=1)
         features = roi_features(
@@ -125,9 +126,7 @@ class BatchedTest:
             predicted = predicted[torch.arange(len(own), device=device), own]
         else:
             predicted = predicted[:, 0]
-        shapes = [found.metas[each]["ori_shape"] for each in image]
-        sizes = [(int(shape[0]), int(shape[1])) for shape in shapes]
-        return encode_masks(predicted, rows[:, :4], sizes, roi_head.test_cfg.mask_thr_binary)
+        return paste_masks(predicted, rows[:, :4], size, roi_head.test_cfg.mask_thr_binary)
 
 
 def fits(model: nn.Module) -> bool:

@@ -1,27 +1,22 @@
-"""COCO metrics of a detector: images decoded once and kept on its device, run in batches, judged in memory.
-
-Figures are those of pycocotools, computed by faster-coco-eval.
-"""
+"""COCO metrics of a detector: images decoded once and kept on its device, run in batches, judged while more are run."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sparsevit.console import Step
 from sparsevit.errors import UserError
+from sparsevit.openmmlab.coco_scoring import Scoring, Truth
 from sparsevit.openmmlab.datasets import test_dataset
+from sparsevit.openmmlab.detections import Detections
+from sparsevit.openmmlab.host_copy import HostCopy
 
 CACHE_BYTES = 2 << 30  # decoded images kept in the host's memory; beyond it they are decoded again each time
-_STATS = {"mAP": 0, "mAP_50": 1, "mAP_75": 2, "mAP_s": 3, "mAP_m": 4, "mAP_l": 5}
 
 
 class DetectorEvaluation:
@@ -41,7 +36,7 @@ class DetectorEvaluation:
         self._cache: dict[int, tuple[Tensor, dict[str, Any]]] = {}
         self._cached_bytes = 0
         self._device = torch.device("cpu")
-        self._truth: Any = None
+        self._truth: Truth | None = None
 
     @classmethod
     def of_dataset(cls, config: Mapping[str, Any], *, batch: int = 1, on_device: bool = False) -> DetectorEvaluation:
@@ -76,14 +71,14 @@ class DetectorEvaluation:
         count = len(self) if images is None else min(images, len(self))
         model.eval()
         self._device = next(model.parameters()).device
-        results: list[Any] = [None] * count
-        with torch.inference_mode():
-            for indices, found in self._results(model, backbone, count, masks):
-                for index, result in zip(indices, found, strict=True):
-                    results[index] = result
+        if self._truth is None or self._truth.images != count:
+            self._truth = Truth(self.dataset, count)
+        with torch.inference_mode(), Scoring(self._truth) as scoring:
+            for images, found in self._detections(model, backbone, count, masks):
+                scoring.add(found)
                 if step:
-                    step(len(indices))
-        return self._judge(results)
+                    step(images)
+            return scoring.figures()
 
     def image(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         """Image `index` as the detector gets it, shape `(3, H, W)`, and mmdet's meta data of it."""
@@ -126,86 +121,29 @@ class DetectorEvaluation:
         for alike in waiting.values():
             yield _stacked(alike, self._device)
 
-    def _results(
+    def _detections(
         self, model: nn.Module, backbone: nn.Module | None, count: int, masks: bool
-    ) -> Iterator[tuple[list[int], list[Any]]]:
-        """mmdet's results of each batch, with the indices of its images."""
+    ) -> Iterator[tuple[int, Detections]]:
+        """What is found in each batch, after the number of its images."""
         from sparsevit.openmmlab.batched_test import BatchedTest, fits
 
         if not fits(model):
             with _standing_in(model, backbone):
                 for indices, images, metas in self._batches(count):
-                    found = model(return_loss=False, rescale=True, img=[images], img_metas=[metas])
-                    yield indices, found if masks else [_boxes_alone(each) for each in found]
+                    results = model(return_loss=False, rescale=True, img=[images], img_metas=[metas])
+                    yield len(indices), Detections.of_results(indices, results, masks=masks)
             return
         tester = BatchedTest(model)
         run = backbone or tester.model.backbone
-        before: list[tuple[list[int], Any, HostCopy]] = []  # the batch whose results are made while this one runs
+        before: list[tuple[list[int], Any, HostCopy]] = []  # the batch that is finished while this one runs
         for indices, images, metas in self._batches(count):
             found = tester.detect(run(images), metas)
             before.append((indices, found, HostCopy(found.packed)))
             if len(before) > 1:
                 done, made, copied = before.pop(0)
-                yield done, tester.results(made, copied.wait(), masks=masks and tester.masks)
+                yield len(done), tester.detections(made, copied.wait(), done, masks=masks and tester.masks)
         for done, made, copied in before:
-            yield done, tester.results(made, copied.wait(), masks=masks and tester.masks)
-
-    def _judge(self, results: list[Any]) -> dict[str, float]:
-        from faster_coco_eval import COCO, COCOeval_faster
-
-        ids = self.dataset.img_ids[: len(results)]
-        kinds = ("bbox", "segm") if isinstance(results[0], tuple) else ("bbox",)
-        with contextlib.redirect_stdout(io.StringIO()), _without_collection():
-            detections = _as_coco(results, ids, self.dataset.cat_ids)
-            if self._truth is None:  # building its index takes longer than judging does
-                self._truth = COCO(self.dataset.coco.dataset)
-            truth = self._truth
-            figures: dict[str, float] = {}
-            for kind in kinds:
-                unused = "segmentation" if kind == "bbox" else "bbox"
-                entries = [{key: value for key, value in entry.items() if key != unused} for entry in detections]
-                if entries:
-                    judge = COCOeval_faster(truth, truth.loadRes(entries), iouType=kind)
-                    judge.params.imgIds = ids
-                    judge.params.catIds = self.dataset.cat_ids
-                    judge.run()
-                    stats = judge.stats
-                else:
-                    stats = np.zeros(6)
-                figures.update({f"{kind}_{name}": max(0.0, float(stats[place])) for name, place in _STATS.items()})
-        return figures
-
-
-class HostCopy:
-    """A tensor on its way to the host, which need not wait for it until it is asked for."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._ready: torch.cuda.Event | None = None
-        if not tensor.is_cuda:
-            self._host = tensor
-            return
-        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        self._host.copy_(tensor, non_blocking=True)
-        self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._ready.record(torch.cuda.current_stream(tensor.device))
-
-    def wait(self) -> NDArray[np.float32]:
-        if self._ready is not None:
-            self._ready.synchronize()
-        array: NDArray[np.float32] = self._host.numpy()
-        return array
-
-
-@contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """Tens of thousands of entries, none of which is garbage: looking for some takes longer than judging them."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+            yield len(done), tester.detections(made, copied.wait(), done, masks=masks and tester.masks)
 
 
 @contextlib.contextmanager
@@ -228,10 +166,6 @@ def _stacked(
     return list(indices), torch.stack([each.to(device) for each in images]), [dict(each) for each in metas]
 
 
-def _boxes_alone(result: Any) -> Any:
-    return result[0] if isinstance(result, tuple) else result
-
-
 def _open(value: Any) -> Any:
     """What a test pipeline yields for one image: a list over augmentations (one here), maybe in a container."""
     if isinstance(value, list):
@@ -239,30 +173,3 @@ def _open(value: Any) -> Any:
             raise UserError("the test pipeline augments images; give MultiScaleFlipAug one img_scale and flip=False")
         value = value[0]
     return getattr(value, "data", value) if not isinstance(value, Tensor) else value
-
-
-def _as_coco(results: list[Any], image_ids: list[int], category_ids: list[int]) -> list[dict[str, Any]]:
-    """mmdet's results (a list per class of `(n, 5)` boxes, and of RLE masks) as COCO's entries."""
-    entries: list[dict[str, Any]] = []
-    for image_id, result in zip(image_ids, results, strict=True):
-        boxes, masks = result if isinstance(result, tuple) else (result, None)
-        for label, per_class in enumerate(boxes):
-            for i, (x1, y1, x2, y2, score) in enumerate(per_class.tolist()):
-                entry = {
-                    "image_id": image_id,
-                    "category_id": category_ids[label],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": score,
-                }
-                if masks is not None:
-                    entry["segmentation"] = _rle(masks[label][i])
-                entries.append(entry)
-    return entries
-
-
-def _rle(mask: Any) -> dict[str, Any]:
-    from pycocotools import mask as coco_mask
-
-    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8)) if not isinstance(mask, dict) else mask
-    counts = encoded["counts"]
-    return {"size": list(encoded["size"]), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}

@@ -1,6 +1,6 @@
-"""Instance masks pasted and run-length encoded on the device they lie on: no full-size mask is ever made.
+"""Instance masks pasted into their images as runs of ones, on the device they lie on: no full-size mask is ever made.
 
-Only the pixels of each box are looked at, all masks at once, and what goes to the host is COCO's compressed text.
+Only the pixels of each box are looked at, all masks at once.
 
 n masks, P pixels of all boxes, R runs of ones (a run ends with its column until runs that touch are joined).
 """
@@ -8,7 +8,7 @@ n masks, P pixels of all boxes, R runs of ones (a run ends with its column until
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,34 +18,58 @@ from torch import Tensor
 PIXELS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Pixels of boxes worked on at once, by device: bounds memory to some hundred bytes for each."""
 
-_DIGITS = 7  # of five bits, which hold any difference between runs of an image of 2**33 pixels
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Masks as runs of ones, in COCO's order of pixels: column by column.
+
+    Attributes:
+        owner: index of each run's mask, ascending, `(R,)`.
+        begin, end: its first pixel and the one behind its last, `(R,)`.
+        count: how many masks there are, the empty ones among them.
+    """
+
+    owner: Tensor
+    begin: Tensor
+    end: Tensor
+    count: int
+
+    def areas(self) -> Tensor:
+        """Pixels of each mask, `(n,)`."""
+        areas = torch.zeros(self.count, dtype=torch.long, device=self.owner.device)
+        return areas.index_add_(0, self.owner, self.end - self.begin)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Runs], device: torch.device) -> Runs:
+        """Masks of all parts, one after the other."""
+        owner, begin, end = ([torch.zeros(0, dtype=torch.long, device=device)] for _ in range(3))
+        count = 0
+        for part in parts:
+            owner.append(part.owner + count)
+            begin.append(part.begin)
+            end.append(part.end)
+            count += part.count
+        return cls(torch.cat(owner), torch.cat(begin), torch.cat(end), count)
 
 
-def encode_masks(
-    masks: Tensor, boxes: NDArray[np.float32], sizes: Sequence[tuple[int, int]], threshold: float
-) -> list[dict[str, Any]]:
-    """COCO's compressed RLE of each mask, stretched over its box by mmdet's bilinear rule and cut off at `threshold`.
+def paste_masks(masks: Tensor, boxes: NDArray[np.float32], sizes: NDArray[np.int64], threshold: float) -> Runs:
+    """Runs of each mask, stretched over its box by mmdet's bilinear rule and cut off at `threshold`.
 
     Args:
         masks: probabilities `(n, h, w)`, float32.
         boxes: `(n, 4)` in pixels of the image.
-        sizes: height and width of each mask's image.
-
-    Returns:
-        `{"size": [height, width], "counts": text}` for each, equal to what `pycocotools.mask.encode` makes of the
-        pasted mask.
+        sizes: height and width of each mask's image, `(n, 2)`.
     """
-    height, width = np.array(sizes, np.int64).reshape(-1, 2).T
+    height, width = sizes.T
     # mmdet's region on the CPU: a pixel more on each side, which a low threshold can reach.
     first = np.maximum(np.floor(boxes[:, :2]) - 1, 0).astype(np.int64)
     last = np.minimum(np.ceil(boxes[:, 2:]) + 1, np.stack([width, height], 1)).astype(np.int64)
     sides = np.maximum(last - first, 0)
-    found: list[dict[str, Any]] = []
+    parts = []
     for part in _parts(sides.prod(axis=1), PIXELS_AT_ONCE.get(masks.device.type, 1 << 20)):
-        geometry = np.concatenate([first[part], sides[part], height[part, None], width[part, None]], axis=1)
-        texts = _encode(masks[part], boxes[part], geometry, threshold)
-        found += [{"size": list(sizes[part.start + i]), "counts": text} for i, text in enumerate(texts)]
-    return found
+        geometry = np.concatenate([first[part], sides[part], height[part, None]], axis=1)
+        parts.append(_paste(masks[part], boxes[part], geometry, threshold))
+    return Runs.joined(parts, masks.device)
 
 
 def _parts(pixels: NDArray[np.int64], most: int) -> list[slice]:
@@ -59,10 +83,10 @@ def _parts(pixels: NDArray[np.int64], most: int) -> list[slice]:
     return [slice(*ends) for ends in zip(starts, [*starts[1:], len(pixels)], strict=True)] if len(pixels) else []
 
 
-def _encode(masks: Tensor, boxes: NDArray[np.float32], geometry: NDArray[np.int64], threshold: float) -> list[str]:
+def _paste(masks: Tensor, boxes: NDArray[np.float32], geometry: NDArray[np.int64], threshold: float) -> Runs:
     device, count = masks.device, len(masks)
     own = torch.from_numpy(geometry).to(device, non_blocking=True)
-    left, top, columns, rows, height, width = own.unbind(1)
+    left, top, columns, rows, height = own.unbind(1)
     pixels = geometry[:, 2] * geometry[:, 3]
     starts = torch.from_numpy(np.cumsum(pixels) - pixels).to(device, non_blocking=True)
     total = int(pixels.sum())
@@ -86,7 +110,7 @@ def _encode(masks: Tensor, boxes: NDArray[np.float32], geometry: NDArray[np.int6
     apart = (run_owner[1:] != run_owner[:-1]) | (begin[1:] != end[:-1])
     opens, closes = (torch.ones_like(begin, dtype=torch.bool) for _ in range(2))
     opens[1:], closes[:-1] = apart, apart
-    return _texts(run_owner[opens], begin[opens], end[closes], height * width, count)
+    return Runs(run_owner[opens], begin[opens], end[closes], count)
 
 
 def _sampled(masks: Tensor, boxes: Tensor, owner: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -112,44 +136,3 @@ def _sampled(masks: Tensor, boxes: Tensor, owner: Tensor, x: Tensor, y: Tensor) 
             index = row.clamp(0, size_y - 1).long() * size_x + column.clamp(0, size_x - 1).long()
             total += torch.where(inside, weight * flat[base + index], 0.0)
     return total
-
-
-def _texts(owner: Tensor, begin: Tensor, end: Tensor, area: Tensor, count: int) -> list[str]:
-    """The compressed text of each mask, from the ends of its runs of ones.
-
-    Runs of zeros and ones alternate from zeros on; from the fourth on each is told by its difference to the one two
-    before, in digits of five bits, lowest first, with a sixth that says whether more follow (`rleToString` of COCO).
-    """
-    device = owner.device
-    runs = torch.bincount(owner, minlength=count)
-    first = runs.cumsum(0) - runs
-    last_end = torch.zeros(count, dtype=torch.long, device=device).scatter_reduce_(0, owner, end, "amax")
-    tail = area - last_end
-    numbers = 2 * runs + (tail > 0)
-    base = numbers.cumsum(0) - numbers
-    within = torch.arange(len(owner), device=device) - first[owner]
-    place = base[owner] + 2 * within
-    end_before = torch.cat([end.new_zeros(1), end])[: len(end)]
-    values = torch.zeros(int(numbers.sum()), dtype=torch.long, device=device)
-    values[place] = begin - torch.where(within > 0, end_before, 0)
-    values[place + 1] = end - begin
-    has_tail = tail > 0
-    values[(base + 2 * runs)[has_tail]] = tail[has_tail]
-    holder = torch.repeat_interleave(torch.arange(count, device=device), numbers)
-    position = torch.arange(len(values), device=device) - base[holder]
-    two_before = torch.cat([values.new_zeros(2), values])[: len(values)]
-    rest = values - torch.where(position > 2, two_before, 0)
-    digits = torch.zeros(len(values), _DIGITS, dtype=torch.uint8, device=device)
-    used = torch.zeros(len(values), _DIGITS, dtype=torch.bool, device=device)
-    going = torch.ones_like(rest, dtype=torch.bool)
-    for digit in range(_DIGITS):
-        low = rest & 0x1F
-        rest = rest >> 5
-        more = torch.where((low & 0x10) > 0, rest != -1, rest != 0)
-        digits[:, digit] = (low + torch.where(more, 0x20, 0) + 48).to(torch.uint8)
-        used[:, digit] = going
-        going = going & more
-    lengths = torch.zeros(count, dtype=torch.long, device=device).index_add_(0, holder, used.sum(dim=1))
-    text = digits[used].cpu().numpy().tobytes().decode("ascii")
-    ends = np.cumsum(lengths.cpu().numpy()).tolist()
-    return [text[start:stop] for start, stop in zip([0, *ends[:-1]], ends, strict=True)]

@@ -48,7 +48,8 @@ def metas(shapes: list[tuple[int, int]], pad: tuple[int, int]) -> list[dict[str,
     return made
 
 
-def both(model: Any, images: torch.Tensor, about: list[dict[str, Any]]) -> tuple[list[Any], list[Any]]:
+def both(model: Any, images: torch.Tensor, about: list[dict[str, Any]]) -> tuple[list[Any], Any]:
+    """mmdet's results, and the detections of the batch."""
     from sparsevit.openmmlab.batched_test import BatchedTest, fits
 
     assert fits(model)
@@ -60,25 +61,34 @@ def both(model: Any, images: torch.Tensor, about: list[dict[str, Any]]) -> tuple
             for image, meta in zip(images, about, strict=True)
         ]
         found = tester.detect(model.backbone(images), about)
-        return plain, tester.results(found, found.packed.numpy(), masks=tester.masks)
+        return plain, tester.detections(found, found.packed.numpy(), range(len(images)), masks=tester.masks)
 
 
-def assert_same(plain: list[Any], batched: list[Any]) -> int:
+def assert_same(plain: list[Any], batched: Any) -> int:
     """Returns how many objects were found."""
-    from pycocotools import mask as coco_mask
-
     objects = 0
-    for (boxes, masks), (own_boxes, own_masks) in zip(plain, batched, strict=True):
-        assert [len(each) for each in own_boxes] == [len(each) for each in boxes]
+    for image, (boxes, masks) in enumerate(plain):
         for label, each in enumerate(boxes):
-            np.testing.assert_allclose(own_boxes[label], each, atol=2e-3, rtol=1e-4)
+            own = ((batched.image == image) & (batched.label == label)).nonzero()[0]
+            assert len(own) == len(masks[label]) == len(each)
+            np.testing.assert_allclose(batched.box[own], each[:, :4], atol=2e-3, rtol=1e-4)
+            np.testing.assert_allclose(batched.score[own], each[:, 4], atol=2e-3, rtol=1e-4)
             objects += len(each)
-            assert len(own_masks[label]) == len(masks[label]) == len(each)
-            for one, other in zip(own_masks[label], masks[label], strict=True):
-                drawn = coco_mask.decode({**one, "counts": one["counts"].encode("ascii")}).astype(bool)
-                assert drawn.shape == other.shape
+            for one, other in zip(own.tolist(), masks[label], strict=True):
+                assert tuple(batched.size[one]) == other.shape
+                drawn = bitmap(batched.masks, one, other.shape)
                 assert (drawn != other).sum() <= max(2, 0.01 * other.sum())
+    assert objects == len(batched.score) == batched.masks.count
     return objects
+
+
+def bitmap(runs: Any, mask: int, size: tuple[int, int]) -> np.ndarray:
+    """One of the masks, drawn."""
+    flat = np.zeros(size[0] * size[1], bool)
+    own = runs.owner == mask
+    for begin, end in zip(runs.begin[own].tolist(), runs.end[own].tolist(), strict=True):
+        flat[begin:end] = True
+    return flat.reshape(size, order="F")
 
 
 @pytest.mark.parametrize("more", ["", STOCK, BY_CLASS], ids=["batched heads", "mmdet's heads", "a box for each class"])
@@ -121,7 +131,8 @@ def test_nothing_found_is_nothing(tiny: Callable[..., Path]) -> None:
     config = load_config(tiny(), {"model.test_cfg.rcnn.score_thr": 1.0})
     about = metas([(128, 128), (90, 128)], (128, 128))
     _, batched = both(lively(config), torch.randn(2, 3, 128, 128), about)
-    assert [[len(each) for each in part] for image in batched for part in image] == [[0] * 10] * 4
+    assert batched.box.shape == (0, 4)
+    assert batched.masks.count == len(batched.masks.owner) == len(batched.score) == 0
 
 
 @pytest.mark.parametrize(

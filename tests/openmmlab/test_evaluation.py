@@ -115,22 +115,6 @@ def test_no_detection_at_all_is_0(evaluation: Any) -> None:
     assert set(figures.values()) == {0.0}
 
 
-@pytest.mark.parametrize("enabled", [True, False])
-def test_garbage_is_collected_again_after_judging(evaluation: Any, enabled: bool) -> None:
-    import gc
-
-    before = gc.isenabled()
-    (gc.enable if enabled else gc.disable)()
-    try:
-        evaluation.metrics(Finds(found(evaluation, "mixed")))
-        assert gc.isenabled() is enabled
-        with pytest.raises(TypeError):
-            evaluation.metrics(Finds([None] * 4))
-        assert gc.isenabled() is enabled
-    finally:
-        (gc.enable if before else gc.disable)()
-
-
 def test_a_model_without_masks_has_box_figures_alone(evaluation: Any) -> None:
     figures = evaluation.metrics(Finds([boxes for boxes, _ in found(evaluation, "perfect")]))
     assert set(figures) == {f"bbox_{name}" for name in STATS}
@@ -154,19 +138,20 @@ def detector(tiny: Callable[..., Path]) -> tuple[nn.Module, Any]:
 def test_batches_and_repetition_change_nothing(
     detector: tuple[nn.Module, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from sparsevit.openmmlab.coco_scoring import Scoring
     from sparsevit.openmmlab.evaluation import DetectorEvaluation
 
     model, config = detector
     model.train()
     steps: list[int] = []
-    judged: list[list[Any]] = []
-    original = DetectorEvaluation._judge
+    seen: list[Any] = []
+    add = Scoring.add
 
-    def judge(self: DetectorEvaluation, results: list[Any]) -> dict[str, float]:
-        judged.append(results)
-        return original(self, results)
+    def noting(self: Scoring, found: Any) -> None:
+        seen.append(found)
+        add(self, found)
 
-    monkeypatch.setattr(DetectorEvaluation, "_judge", judge)
+    monkeypatch.setattr(Scoring, "add", noting)
 
     def step(advance: int, note: str = "") -> None:
         steps.append(advance)
@@ -180,20 +165,18 @@ def test_batches_and_repetition_change_nothing(
     batched = DetectorEvaluation.of_dataset(config.data.test, batch=3)
     assert batched.metrics(model, step=step) == pytest.approx(once, abs=1e-6)
     assert steps == [3, 1]
-    for (boxes, masks), (boxes_again, masks_again), (boxes_batched, masks_batched) in zip(*judged, strict=True):
-        assert sum(map(len, boxes)) == 10
-        for label in range(10):
-            np.testing.assert_array_equal(boxes_again[label], boxes[label])
-            np.testing.assert_allclose(boxes_batched[label], boxes[label], atol=1e-3, rtol=1e-5)
-            assert masks_again[label] == masks[label]
-            pairs = zip(masks_batched[label], masks[label], strict=True)
-            assert all(np.mean(decoded(one) != decoded(other)) < 0.01 for one, other in pairs)
-
-
-def decoded(entry: dict[str, Any]) -> Any:
-    from pycocotools import mask as coco_mask
-
-    return coco_mask.decode({**entry, "counts": entry["counts"].encode("ascii")})
+    first, again, other = seen[:4], seen[4:8], seen[8:]
+    assert [len(each.score) for each in first] == [10] * 4
+    for one, two in zip(first, again, strict=True):
+        for name in ("image", "label", "box", "score"):
+            np.testing.assert_array_equal(getattr(two, name), getattr(one, name))
+        assert torch.equal(two.masks.begin, one.masks.begin)
+        assert torch.equal(two.masks.end, one.masks.end)
+    for name in ("image", "label", "box", "score"):
+        in_batches, alone_ = (np.concatenate([getattr(each, name) for each in part]) for part in (other, first))
+        np.testing.assert_allclose(in_batches, alone_, atol=1e-3, rtol=1e-5)
+    areas = [torch.cat([each.masks.areas() for each in part]).numpy() for part in (other, first)]
+    np.testing.assert_allclose(*areas, rtol=0.01, atol=1)
 
 
 def test_masks_are_left_out_where_they_are_not_asked_for(

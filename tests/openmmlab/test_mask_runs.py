@@ -1,8 +1,6 @@
-"""Masks encoded by runs are those that mmdet pastes and pycocotools encodes."""
+"""Masks pasted as runs are those that mmdet pastes."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +11,7 @@ from hypothesis import strategies as st
 pytest.importorskip("mmdet")
 
 from sparsevit.openmmlab import mask_runs
-from sparsevit.openmmlab.mask_runs import encode_masks
-
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+from sparsevit.openmmlab.mask_runs import Runs, paste_masks
 
 
 def pasted(masks: torch.Tensor, boxes: np.ndarray, size: tuple[int, int], threshold: float) -> list[np.ndarray]:
@@ -31,11 +27,21 @@ def pasted(masks: torch.Tensor, boxes: np.ndarray, size: tuple[int, int], thresh
     return images
 
 
-def encoded(masks: list[np.ndarray]) -> list[dict[str, Any]]:
-    from pycocotools import mask as coco_mask
-
-    made = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
-    return [{"size": list(each["size"]), "counts": each["counts"].decode("ascii")} for each in made]
+def drawn(runs: Runs, sizes: list[tuple[int, int]]) -> list[np.ndarray]:
+    """The masks as bitmaps, after a look at their runs."""
+    assert runs.count == len(sizes)
+    assert (runs.end > runs.begin).all()
+    assert (runs.owner.diff() >= 0).all()
+    assert ((runs.begin[1:] > runs.end[:-1]) | (runs.owner[1:] != runs.owner[:-1])).all()  # apart, and in order
+    images = []
+    for index, size in enumerate(sizes):
+        flat = np.zeros(size[0] * size[1], bool)
+        own = runs.owner == index
+        for begin, end in zip(runs.begin[own].tolist(), runs.end[own].tolist(), strict=True):
+            flat[begin:end] = True
+        images.append(flat.reshape(size, order="F"))
+    np.testing.assert_array_equal(runs.areas().tolist(), [image.sum() for image in images])
+    return images
 
 
 @given(
@@ -45,7 +51,7 @@ def encoded(masks: list[np.ndarray]) -> list[dict[str, Any]]:
     threshold=st.sampled_from([0.5, 0.3, 0.0]),
     at_once=st.sampled_from([1, 700, 1 << 20]),
 )
-def test_text_is_that_of_pycocotools(seed: int, height: int, width: int, threshold: float, at_once: int) -> None:
+def test_masks_are_those_of_mmdet(seed: int, height: int, width: int, threshold: float, at_once: int) -> None:
     rng = np.random.default_rng(seed)
     count = int(rng.integers(0, 6))
     corners = rng.uniform(-0.1, 1.1, (count, 2, 2)) * (width, height)
@@ -59,35 +65,22 @@ def test_text_is_that_of_pycocotools(seed: int, height: int, width: int, thresho
     size = (height, width)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mask_runs, "PIXELS_AT_ONCE", {"cpu": at_once})
-        found = encode_masks(masks, boxes, [size] * count, threshold)
-    right = encoded(pasted(masks, boxes, size, threshold))
-    assert [each["size"] for each in found] == [each["size"] for each in right]
-    for got, wanted in zip(found, right, strict=True):
-        assert differing_pixels(got, wanted) <= 2  # values at the threshold itself, which rounding decides
-    exact = [got["counts"] == wanted["counts"] for got, wanted in zip(found, right, strict=True)]
-    texts = encoded([decode(each) for each in found])
-    assert found == texts
-    assert sum(exact) >= 0.5 * count
-
-
-def decode(entry: dict[str, Any]) -> np.ndarray:
-    from pycocotools import mask as coco_mask
-
-    return np.asarray(coco_mask.decode({**entry, "counts": entry["counts"].encode("ascii")}))
-
-
-def differing_pixels(one: dict[str, Any], other: dict[str, Any]) -> int:
-    return int((decode(one) != decode(other)).sum())
+        found = drawn(paste_masks(masks, boxes, np.array([size] * count).reshape(-1, 2), threshold), [size] * count)
+    right = pasted(masks, boxes, size, threshold)
+    differing = [int((one != other).sum()) for one, other in zip(found, right, strict=True)]
+    assert all(pixels <= 2 for pixels in differing)  # values at the threshold itself, which rounding decides
+    assert differing.count(0) >= 0.5 * count
 
 
 def test_images_of_different_sizes_and_long_runs() -> None:
     masks = torch.ones(3, 4, 4)
     boxes = np.array([[0, 0, 3000, 2000], [1, 1, 3, 3], [10, 5, 900, 700]], np.float32)
     sizes = [(2000, 3000), (4, 4), (800, 1000)]
-    found = encode_masks(masks, boxes, sizes, 0.5)
-    right = [encoded(pasted(masks[i : i + 1], boxes[i : i + 1], sizes[i], 0.5))[0] for i in range(3)]
-    assert found == right
-    assert encode_masks(masks[:0], boxes[:0], [], 0.5) == []
+    found = drawn(paste_masks(masks, boxes, np.array(sizes), 0.5), sizes)
+    for i, image in enumerate(found):
+        np.testing.assert_array_equal(image, pasted(masks[i : i + 1], boxes[i : i + 1], sizes[i], 0.5)[0])
+    nothing = paste_masks(masks[:0], boxes[:0], np.zeros((0, 2), np.int64), 0.5)
+    assert nothing.count == len(nothing.owner) == len(nothing.areas()) == 0
 
 
 @pytest.mark.gpu
@@ -97,5 +90,6 @@ def test_on_a_gpu_as_on_the_cpu() -> None:
     low = rng.uniform(0, 300, (200, 2))
     boxes = np.concatenate([low, low + rng.uniform(1, 200, (200, 2))], 1).astype(np.float32)
     sizes = [(500, 500)] * 200
-    here, there = (encode_masks(masks.to(device), boxes, sizes, 0.5) for device in ("cpu", "cuda"))
-    assert sum(map(differing_pixels, here, there)) <= 100
+    here, there = (paste_masks(masks.to(device), boxes, np.array(sizes), 0.5) for device in ("cpu", "cuda"))
+    there = Runs(there.owner.cpu(), there.begin.cpu(), there.end.cpu(), there.count)
+    assert sum((one != other).sum() for one, other in zip(drawn(here, sizes), drawn(there, sizes), strict=True)) <= 100

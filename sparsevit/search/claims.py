@@ -39,8 +39,12 @@ class Nothing(Enum):
     """No configuration is left."""
 
 
-class NothingLeftError(Exception):
-    """Raised by what fills a trial in: no configuration is free."""
+class NoTrialError(Exception):
+    """Raised by what fills a trial in: there is to be none, for now."""
+
+
+class NothingLeftError(NoTrialError):
+    """No configuration is free."""
 
 
 class Claims:
@@ -81,13 +85,17 @@ class Claims:
         study = self.study
         try:
             with _storage_of(study).transaction() as connection:
-                return self._take(connection, study, asked, fill)
-        except NothingLeftError:
-            self._study = None
-            return Nothing.OTHERS if self._at_work() else Nothing.EXHAUSTED
+                taken = self._take(connection, study, asked, fill)
+        except NoTrialError as error:
+            self._study, taken = None, error
         except BaseException:
             self._study = None  # what it remembers did not happen
             raise
+        if isinstance(taken, NothingLeftError):
+            return Nothing.OTHERS if self._at_work() else Nothing.EXHAUSTED
+        if isinstance(taken, NoTrialError):
+            raise taken
+        return taken
 
     def finish(self, trial: Trial, attributes: dict[str, Any], values: Sequence[float] | None) -> bool:
         """Store the outcome of a trial, complete with `values`, failed without; whether the trial was still ours.
@@ -107,8 +115,9 @@ class Claims:
 
     def _take(
         self, connection: sa.Connection, study: Study, asked: int, fill: Callable[[Trial], Filled]
-    ) -> tuple[Trial, Filled] | Nothing:
-        _storage_of(study).lock(study._study_id)
+    ) -> tuple[Trial, Filled] | Nothing | NoTrialError:
+        storage = _storage_of(study)
+        storage.lock(study._study_id)
         done, running = self._progress(study)
         living = self._fail_dead(connection, study, running)
         if done >= asked:
@@ -116,7 +125,12 @@ class Claims:
         if done + living >= asked:
             return Nothing.OTHERS
         trial = study.ask()
-        return trial, fill(trial)
+        try:
+            return trial, fill(trial)
+        except NoTrialError as error:
+            if not storage.withdraw(trial._trial_id):
+                raise
+            return error
 
     def _progress(self, study: Study) -> tuple[int, list[FrozenTrial]]:
         """How many trials are complete, and those that are running."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sparsevit.search.candidates import Candidates
+from sparsevit.search.claims import NoTrialError
 from sparsevit.search.results import Bounds
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from sparsevit.sparsity import Sparsity
 
 
-class UnmeasuredError(Exception):
+class UnmeasuredError(NoTrialError):
     """Raised where the latency of a candidate decides and is not known yet: `measure` it and try again."""
 
     def __init__(self, row: int) -> None:

@@ -107,6 +107,21 @@ class TrialStorage(_CachedStorage):
         trial = self._backend.get_trial(trial_id) if known is None else self._studies[known[0]].trials[known[1]]
         self._open.held[trial_id] = _Held(_copy(trial), _rows(trial))
 
+    def withdraw(self, trial_id: int) -> bool:
+        """Unmake the trial that this transaction made last; not one that it did not make, which it says."""
+        assert self._open is not None
+        held = self._open.held.pop(trial_id, None)
+        if held is None:
+            return False
+        study_id, number = self._trial_id_to_study_id_and_number.pop(trial_id)
+        del self._study_id_and_number_to_trial_id[study_id, number]
+        del self._studies[study_id].trials[number]
+        self._studies[study_id].unfinished_trial_ids.discard(trial_id)
+        for name in (*_keys, "trial_intermediate_values"):
+            self._open.connection.execute(_tables[name].delete().where(_tables[name].c.trial_id == trial_id))
+        self._open.connection.execute(_trials.delete().where(_trials.c.trial_id == trial_id))
+        return True
+
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         if self._open is None or template_trial is not None:
             self._before_others()

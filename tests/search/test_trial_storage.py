@@ -149,6 +149,28 @@ def test_a_transaction_that_fails_leaves_nothing(backend: RDBStorage) -> None:
     assert TrialStorage(backend).get_all_trials(study) == []
 
 
+def test_a_trial_that_is_withdrawn_was_never_there_and_all_else_happened(backend: RDBStorage) -> None:
+    ours = TrialStorage(backend)
+    study = ours.create_new_study(DIRECTIONS)
+    with ours.transaction():
+        kept = ours.create_new_trial(study)
+        for _ in range(2):
+            trial = ours.create_new_trial(study)
+            ours.set_trial_user_attr(trial, "key", 1)
+            ours.set_trial_intermediate_value(trial, 0, 1.0)
+            ours.lock(study)
+            assert len(ours.get_all_trials(study)) == 2  # which has written what there was
+            assert ours.withdraw(trial)
+            assert not ours.withdraw(trial)
+    with ours.transaction():
+        ours.create_new_trial(study)
+    for storage in (ours, TrialStorage(backend)):
+        found = storage.get_all_trials(study)
+        assert [one.number for one in found] == [0, 1]
+        assert [one.user_attrs for one in found] == [{}, {}]
+        assert found[0]._trial_id == kept
+
+
 def test_a_trial_that_another_worker_finished_is_not_held(backend: RDBStorage) -> None:
     ours, others = TrialStorage(backend), TrialStorage(backend)
     study = ours.create_new_study(DIRECTIONS)

@@ -63,6 +63,7 @@ def front(results: StudyResults) -> go.Figure:
     )
     if not unlike_paper(results):
         _published(drawn, results)
+    drawn.update_layout(showlegend=True)  # a single kind of trials needs its name too
     low, high = _bounds(drawn, results)
     _place_labels(drawn, low, high)
     return drawn

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 from dash import dcc, html
 
 from sparsevit.dashboard.figures.compare import compare
+from sparsevit.dashboard.figures.style import sentence
 from sparsevit.dashboard.server.facts import facts, share_done
 from sparsevit.dashboard.server.layout import GRAPH, bar_picture, choices, facts_list, height_of, message
 from sparsevit.dashboard.server.live import LiveStudy, Studies
@@ -148,7 +149,7 @@ def compare_panel(studies: Studies, current: str) -> Any:
     return html.Div(
         [
             dcc.Dropdown(names, first, id="compared", multi=True, placeholder="studies"),
-            dcc.Graph(id="comparison", config=GRAPH, className="plot"),
+            dcc.Graph(id="comparison", figure=sentence("The studies are being read."), config=GRAPH, className="plot"),
             dcc.Store(id="comparison-stamp"),
             html.P(
                 "A chart for each target, as latencies of different targets do not compare. More databases: "

@@ -88,6 +88,9 @@ class Claims:
                 taken = self._take(connection, study, asked, fill)
         except NoTrialError as error:
             self._study, taken = None, error
+        except UpdateFinishedTrialError:  # one whose worker was taken for dead is finished after all: count again
+            self._study = None
+            return self.take(asked, fill)
         except BaseException:
             self._study = None  # what it remembers did not happen
             raise

@@ -108,7 +108,7 @@ class TrialStorage(_CachedStorage):
         self._open.held[trial_id] = _Held(_copy(trial), _rows(trial))
 
     def withdraw(self, trial_id: int) -> bool:
-        """Unmake the trial that this transaction made last; not one that it did not make, which it says."""
+        """Unmake the trial that this transaction made last; False, and nothing done, if it made no such trial."""
         assert self._open is not None
         held = self._open.held.pop(trial_id, None)
         if held is None:

@@ -16,10 +16,10 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage, _CachedStorage
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sparsevit.search.candidates import find_candidates
-from sparsevit.search.claims import Claims
+from sparsevit.search.claims import Claims, Nothing
 from sparsevit.search.gate import Gate
 from sparsevit.search.ledger import Accuracy, Subject
 from sparsevit.search.objective import Objective
@@ -194,16 +194,47 @@ def test_trials_of_several_storages_have_numbers_in_a_row(backend: RDBStorage) -
         assert [one.number for one in storage.get_all_trials(study)] == list(range(10))
 
 
-def test_what_a_trial_costs_does_not_grow(backend: RDBStorage) -> None:
-    """In statements: 86 of Optuna's own, each a way to the server and back on PostgreSQL."""
-    space, windows = SparsitySpace((2, 2, 2, 2)), (256, 64, 16, 4)
-    bounds = Bounds(0.0, 22.0)
+def cheap_search(backend: RDBStorage, name: str) -> tuple[Claims, Objective]:
+    space, windows, bounds = SparsitySpace((2, 2, 2, 2)), (256, 64, 16, 4), Bounds(0.0, 22.0)
     candidates = find_candidates(space, windows, lambda levels: 30.0 - levels.sum(axis=1), bounds)
     gate = Gate(candidates, bounds)
     sampler = make_sampler("nsga2", candidates, population=4, seed=0, accept=gate)
+    optuna.create_study(study_name=name, storage=backend, directions=DIRECTIONS)
     objective = Objective(sampler, Subject((448, 448), windows, "", "", "", ""), "accuracy", bounds, gate)
-    optuna.create_study(study_name="cost", storage=backend, directions=DIRECTIONS)
-    claims, statements = Claims(backend, "cost", sampler, Watch()), 0
+    return Claims(backend, name, sampler, Watch()), objective
+
+
+def finish_one(claims: Claims, objective: Objective, asked: int) -> Trial:
+    taken = claims.take(asked, objective.fill)
+    assert isinstance(taken, tuple)
+    trial, proposal = taken
+    accuracy = Accuracy({"accuracy": float(np.exp(-proposal.latency_ms))}, 0)
+    attributes = objective.outcome(proposal, accuracy, evaluated=True)
+    assert claims.finish(trial, attributes, objective.values(proposal, accuracy))
+    return trial
+
+
+def test_a_worker_taken_for_dead_that_finishes_meanwhile_counts(
+    backend: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Possible where the database, as PostgreSQL does, lets others write to trials while one is taken."""
+    claims, objective = cheap_search(backend, "late")
+    finish_one(claims, objective, 2)
+    progress = Claims._progress
+
+    def late(self: Claims, study: optuna.Study) -> tuple[int, list[FrozenTrial]]:
+        done, running = progress(self, study)
+        monkeypatch.undo()
+        return done - 1, [*study.get_trials(deepcopy=False), *running]  # as it was a moment ago
+
+    monkeypatch.setattr(Claims, "_progress", late)
+    assert claims.take(1, objective.fill) is Nothing.DONE
+
+
+def test_what_a_trial_costs_does_not_grow(backend: RDBStorage) -> None:
+    """In statements: 86 of Optuna's own, each a way to the server and back on PostgreSQL."""
+    claims, objective = cheap_search(backend, "cost")
+    statements = 0
 
     def count(*_: Any) -> None:
         nonlocal statements
@@ -213,12 +244,7 @@ def test_what_a_trial_costs_does_not_grow(backend: RDBStorage) -> None:
     costs = []
     for _ in range(60):
         before = statements
-        taken = claims.take(60, objective.fill)
-        assert isinstance(taken, tuple)
-        trial, proposal = taken
-        accuracy = Accuracy({"accuracy": float(np.exp(-proposal.latency_ms))}, 0)
-        attributes = objective.outcome(proposal, accuracy, evaluated=True)
-        assert claims.finish(trial, attributes, objective.values(proposal, accuracy))
+        finish_one(claims, objective, 60)
         costs.append(statements - before)
     sa.event.remove(backend.engine, "before_cursor_execute", count)
     assert max(costs) <= 26

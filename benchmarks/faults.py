@@ -38,8 +38,8 @@ from sparsevit.search.storage import storage_at
 from sparsevit.search.worker import workers_of
 
 HERE = Path(__file__).parent
-PARENT_SHARE = 0.25
-"""How often the parent is killed instead of one of its workers."""
+PARENT_SHARE, ALL_SHARE = 0.2, 0.1
+"""How often the parent is killed instead of one of its workers, and how often all of them at once."""
 
 STUCK_S = 300
 """A search that does nothing for so long is not going to."""
@@ -83,7 +83,7 @@ class Counts:
     same_as_unkilled: int = 0
     paid_for_though_known: int = field(default=0, metadata={"wrong": True})
     paid_for_twice_at_once: int = field(default=0, metadata={"wrong": True})
-    repeated_without_a_kill: int = field(default=0, metadata={"wrong": True})
+    wasted_without_a_kill: int = field(default=0, metadata={"wrong": True})
     accuracies_lost: int = field(default=0, metadata={"wrong": True})
     trials_lost: int = field(default=0, metadata={"wrong": True})
     trials_too_many_or_few: int = field(default=0, metadata={"wrong": True})
@@ -146,10 +146,11 @@ class Search:
                         time.sleep(self.random.random())
                         self.server.start()
                     elif len(self.killed) < kills:
-                        self._kill(parent.pid)
+                        self._kill(parent.pid, kills - len(self.killed))
                 if parent.returncode == 0:
                     self._check(before)
-                    print(f"{self.name}: {len(self.killed)} killed", file=sys.stderr, flush=True)
+                    said = f"{self.name}: {len(self.killed)} killed, {self.counts.wrong} wrong so far"
+                    print(said, file=sys.stderr, flush=True)
                     return len(self.killed)
                 if parent.returncode != -signal.SIGKILL:
                     said = (self.folder / "parent.out").read_text(errors="replace").strip().splitlines()
@@ -197,17 +198,20 @@ class Search:
         log = self.folder / "evaluations.jsonl"
         return log.stat().st_size if log.exists() else 0
 
-    def _kill(self, parent: int) -> None:
-        workers = children(parent)
-        if not workers or self.random.random() < PARENT_SHARE:
-            process = parent
-            self.counts.parents_killed += 1
+    def _kill(self, parent: int, most: int) -> None:
+        workers, drawn = children(parent), self.random.random()
+        if len(workers) < most and drawn < ALL_SHARE:
+            chosen = [parent, *workers]
+        elif not workers or drawn < ALL_SHARE + PARENT_SHARE:
+            chosen = [parent]
         else:
-            process = self.random.choice(workers)
-            self.counts.workers_killed += 1
-        os.kill(process, signal.SIGKILL)
-        self.killed.append((process, time.monotonic()))
-        if process == parent:
+            chosen = [self.random.choice(workers)]
+        for process in chosen:
+            os.kill(process, signal.SIGKILL)
+            self.killed.append((process, time.monotonic()))
+        self.counts.parents_killed += parent in chosen
+        self.counts.workers_killed += len(set(chosen) - {parent})
+        if parent in chosen:
             os.waitid(os.P_PID, parent, os.WEXITED | os.WNOWAIT)
 
     def _check(self, before: Snapshot) -> None:
@@ -257,12 +261,12 @@ class Search:
             if process in killed:
                 spans.setdefault(key, []).append((since, killed[process], process))
             else:
-                self.counts.repeated_without_a_kill += 1
+                self.counts.wasted_without_a_kill += 1
         for found in spans.values():
             found.sort()
             for (_, end, process), (start, _, _) in pairwise(found):
                 self.counts.paid_for_twice_at_once += start < end
-                self.counts.repeated_without_a_kill += process not in killed
+                self.counts.wasted_without_a_kill += process not in killed
 
     def results(self) -> StudyResults:
         return load_results(self.url, self.name)
@@ -314,7 +318,7 @@ def kill_searches(
         name = f"several-{number}"
         place = folder / name
         found = Search(name, url(place), place, 150, seed + number, workers, counts, chance, server)
-        found.run(min(15, left(several)), restarts)
+        found.run(min(24, left(several)), restarts)
         restarts = 0
     while left(kills) > 0:
         number += 1
@@ -352,6 +356,7 @@ def main() -> None:
     if why is not None:
         sys.exit(f"error: {why}: this needs a PostgreSQL server's binaries and psycopg")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # with the server and the search that runs
     start = time.monotonic()
     found = {}
     with tempfile.TemporaryDirectory() as temporary, private_postgres() as server:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from sparsevit.dashboard.figures import FIGURES
+from sparsevit.dashboard.optuna_notes import CONFIG, PICTURE, PLOTS
 from sparsevit.dashboard.server.pages import load_pages
 
 MOST_BYTES = 2_000_000
@@ -138,6 +140,15 @@ def test_optuna_dashboard_beside_it(visit: Any) -> None:
     visit.watch(beside)
     beside.get_by_text("1. digits").click()
     expect(beside.get_by_text("Pareto Front")).to_be_visible()
-    expect(beside.locator(".js-plotly-plot .main-svg").first).to_be_attached()
+    expect(beside.get_by_text("predicted latency (ms)").first).to_be_visible()
+    for name in PLOTS:
+        expect(beside.locator(".gtitle", has_text=FIGURES[name].title)).to_have_count(1)
     beside.goto(f"{visit.root}/dashboard/studies/1/note")
     expect(beside.get_by_text("Latencies are of cpu")).to_be_visible()
+    best = beside.request.get(f"{visit.root}/api/studies/1?after=0").json()["best_trials"]
+    confirmed = next(one["number"] for one in best if len(one["artifacts"]) == 2)
+    beside.goto(f"{visit.root}/dashboard/studies/1/trials?numbers={confirmed}")
+    expect(beside.get_by_text("As a config to finetune")).to_be_visible()
+    for name in (CONFIG, PICTURE):
+        expect(beside.get_by_text(name).first).to_be_visible()
+    expect(beside.locator("img[src^='/artifacts/']").first).to_have_js_property("complete", True)

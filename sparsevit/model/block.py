@@ -45,7 +45,8 @@ class WindowAttention(nn.Module):
 
     def bias(self) -> Tensor:
         """Relative position bias, shape `(h, N, N)`."""
-        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+        # As an embedding: the gradient of an index, which sorts it, takes a dozen launches on a GPU; this takes two.
+        return F.embedding(self.relative_position_index, self.relative_position_bias_table).permute(2, 0, 1)
 
     def forward(self, x_WNC: Tensor, mask: Tensor | None) -> Tensor:
         """Attend inside each of `(windows, N, C)`; `mask` is added to the logits, shape `(windows, N, N)`."""

@@ -72,14 +72,14 @@ def own_device(name: str | None = None) -> torch.device:
 
 
 def to_device(data: Any, device: torch.device) -> Any:
-    """A batch on `device`, mmcv's containers opened."""
+    """A batch on `device`, mmcv's containers opened. What describes its images, a list of dicts, stays as it is."""
     if isinstance(data, DataContainer):
-        return to_device(data.data[0], device)
+        return data.data[0] if data.cpu_only else to_device(data.data[0], device)
     if isinstance(data, Tensor):
         return data.to(device, non_blocking=True)
     if isinstance(data, dict):
         return {key: to_device(value, device) for key, value in data.items()}
-    if isinstance(data, list | tuple):
+    if isinstance(data, list | tuple) and not (data and isinstance(data[0], dict)):
         return [to_device(value, device) for value in data]
     return data
 

@@ -52,7 +52,8 @@ class TrueMasks:
             crowd: whether that is a crowd: then the intersection is put over the found mask's area alone.
         """
         device = found.owner.device
-        counts = torch.bincount(found.owner, minlength=found.count)
+        counts = torch.zeros(found.count, dtype=torch.long, device=device)
+        counts.index_add_(0, found.owner, torch.ones_like(found.owner))  # without a wait for the device
         own = counts[detection]
         pair = torch.repeat_interleave(torch.arange(len(own), device=device), own)
         first = (counts.cumsum(0) - counts)[detection] - (own.cumsum(0) - own)

@@ -1,4 +1,4 @@
-"""The backbone on a CPU: dense and sparse, against timm's Swin of the same size, in turns in one run.
+"""The engine on a CPU, dense and sparse, beside the plain backbone and timm's Swin of the same size, in turns.
 
     python benchmarks/backbone_cpu.py                  # the built-in supernet's size, 448x448, batch 1, two threads
     python benchmarks/backbone_cpu.py --threads 1 --seconds 60
@@ -31,10 +31,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     images = torch.randn(options.batch, 3, options.size, options.size)
-    backbone = accelerate(SparseSwin(**DIGITS).eval())
+    plain = SparseSwin(**DIGITS).eval()
+    backbone = accelerate(plain)
     calls: dict[str, Callable[[], Any]] = {}
     for ratio in RATIOS:
         calls[f"sparsevit {ratio}"] = lambda ratio=ratio: (setattr(backbone, "sparsity", ratio), backbone(images))
+    calls["plain dense"] = lambda: plain(images)
     try:
         calls["timm dense"] = timm(options.size, images)
     except ImportError as error:

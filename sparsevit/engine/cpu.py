@@ -8,19 +8,19 @@ heads, D channels of a head, R rows: tokens of some windows.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sparsevit.model.backbone import PatchEmbed, PatchMerging, SparseSwin, Stage
+from sparsevit.model.backbone import PatchMerging, SparseSwin, Stage
 from sparsevit.model.block import SwinBlock
 from sparsevit.model.windows import WindowTable, shift_masks
 
-PART = 100_352
-"""Values of a feature map that a block computes at a time (0.4 MB; it makes 20 times as many of them on the way)."""
+PART = 32_768
+"""Values of a feature map that a block computes at a time, for each thread and at least two (0.26 MB; it makes 20 times
+as many on the way). With more of them in one process, memory goes back to the system and comes again at each pass."""
 
 
 def serves(device: torch.device, dtype: torch.dtype) -> bool:
@@ -35,7 +35,6 @@ def put_in(backbone: SparseSwin) -> None:
 
     The backbone computes what it did, up to rounding, and can no longer be trained or moved.
     """
-    backbone.add_module("patch_embed", Embedding(backbone.patch_embed))
     for each in backbone.stages:
         stage = cast(Stage, each)
         stage.blocks = nn.ModuleList(Block(cast(SwinBlock, block), stage.window) for block in stage.blocks)
@@ -70,7 +69,7 @@ class Block(nn.Module):
         if kept is not None or batch > 1:
             rows = table.rows(batch, buffer_rows, kept).view(-1, rows.shape[1])
         pad_after_norm = table.padded and not self.pad_before_norm
-        parts = -(-rows.numel() * channels // PART)
+        parts = -(-rows.numel() * channels // (PART * max(2, torch.get_num_threads())))
         for rows_KN, kinds_K in zip(rows.chunk(parts), kinds.chunk(parts), strict=True):
             index = rows_KN.view(-1)
             padding = index % buffer_rows == table.tokens if pad_after_norm else None
@@ -106,30 +105,6 @@ class Block(nn.Module):
         return out.transpose(1, 2).reshape(windows * tokens, -1)
 
 
-class Embedding(nn.Module):
-    """A `PatchEmbed` as a product of patches laid out in rows."""
-
-    def __init__(self, embed: PatchEmbed) -> None:
-        super().__init__()
-        self.patch, self.norm = embed.patch, embed.norm
-        self.weight = embed.projection.weight.flatten(1)
-        self.bias = embed.projection.bias
-
-    def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """As `PatchEmbed.forward`."""
-        patch = self.patch
-        image = F.pad(image, (0, -image.shape[3] % patch, 0, -image.shape[2] % patch))
-        batch, colours, height, width = image.shape
-        size = (height // patch, width // patch)
-        patches = image.view(batch, colours, size[0], patch, size[1], patch).permute(0, 2, 4, 1, 3, 5)
-        out = image.new_empty(batch, *size, len(self.weight))
-        for rows in _bands(patches):
-            cut = patches[:, rows]
-            product = _product(cut.reshape(-1, self.weight.shape[1]), self.weight, self.bias)
-            out[:, rows] = self.norm(product).view(*cut.shape[:3], -1)
-        return out.flatten(1, 2), size
-
-
 class Merging(nn.Module):
     """A `PatchMerging` with its weights in the order of (row, column, channel), so that tokens are read whole."""
 
@@ -151,18 +126,8 @@ class Merging(nn.Module):
             x = F.pad(x, (0, 0, 0, size[1] % 2, 0, size[0] % 2))
         size = (x.shape[1] // 2, x.shape[2] // 2)
         patches = x.view(batch, size[0], 2, size[1], 2, channels).permute(0, 1, 3, 2, 4, 5)
-        out = x.new_empty(batch, *size, len(self.weight))
-        for rows in _bands(patches):
-            cut = patches[:, rows]
-            normed = self.norm(cut.reshape(-1, 4 * channels))
-            out[:, rows] = _product(normed, self.weight, None).view(*cut.shape[:3], -1)
-        return out.flatten(1, 2), size
-
-
-def _bands(patches: Tensor) -> Iterator[slice]:
-    """Slices of the rows of a map of patches, shape `(B, H, W, ...)`, each of about `PART` values."""
-    rows = max(1, PART * patches.shape[1] // patches.numel())
-    return (slice(row, row + rows) for row in range(0, patches.shape[1], rows))
+        normed = self.norm(patches.reshape(-1, 4 * channels))
+        return _product(normed, self.weight, None).view(batch, size[0] * size[1], -1), size
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

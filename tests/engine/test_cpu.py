@@ -70,7 +70,7 @@ def test_equals_the_plain_backbone(
 )
 @torch.no_grad()
 def test_every_kind_of_backbone(make: Make, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any]) -> None:
-    monkeypatch.setattr(cpu, "PART", 20_000)
+    monkeypatch.setattr(cpu, "PART", 10_000)
     model = make(**arguments)
     images = pictures((93, 71), colours=arguments.get("in_channels", 3))
     fast = accelerate(model)

@@ -9,16 +9,31 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sparsevit.errors import NO_ROOM
 
 Step = Callable[..., None]
 """`step(advance=1, note="")`: one unit of work is done; the note replaces the last one."""
 
 PLAIN_INTERVAL_S = 15.0
 
-console = Console(highlight=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+
+class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """A message that finds no room on the disk is lost, not the work that it is about."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            self._buffer.clear()  # else it is printed with the next one
+
+
+console = _Console(highlight=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
 
 
 @contextmanager

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+
+NO_ROOM = errno.ENOSPC, errno.EDQUOT
+"""Numbers of the errors that say that a disk is full."""
 
 
 class UserError(Exception):

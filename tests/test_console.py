@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -58,3 +59,14 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     out = capsys.readouterr().out
     assert "2/2" in out
     assert "[0.3]" in out
+
+
+def test_messages_that_find_no_room_on_the_disk_are_lost_and_nothing_else(tmp_path: Path) -> None:
+    work = (
+        "import os, pathlib, sys\nfrom sparsevit.console import console\n"
+        "for _ in range(300):\n    console.print('the database fails')\n"
+        "pathlib.Path(sys.argv[1]).touch()\nos._exit(0)"
+    )
+    with open("/dev/full", "w") as full:
+        subprocess.run([sys.executable, "-c", work, str(tmp_path / "done")], stdout=full, check=True)
+    assert (tmp_path / "done").exists()

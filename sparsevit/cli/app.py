@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -27,10 +26,9 @@ from sparsevit.cli.search import search
 from sparsevit.cli.status import status
 from sparsevit.cli.stop import resume, stop
 from sparsevit.cli.worker import worker
-from sparsevit.errors import UserError
+from sparsevit.errors import NO_ROOM, UserError
 
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
-NO_ROOM = errno.ENOSPC, errno.EDQUOT
 
 app = typer.Typer(
     name="sparsevit",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from sparsevit.errors import UserError
+from sparsevit.search.interruption import uninterrupted
 from sparsevit.search.worker import is_stopped
 
 POLL_S = 0.2
@@ -92,8 +93,9 @@ class Pool:
         """
         try:
             while any(one.process is not None or one.again_at for one in self._places):
-                self._look(finished(), stopped())
-                self._kill(stuck() | self._stopped(grace_s))
+                with uninterrupted():
+                    self._look(finished(), stopped())
+                    self._kill(stuck() | self._stopped(grace_s))
                 time.sleep(POLL_S)
         except BaseException:
             self.end()

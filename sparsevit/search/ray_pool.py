@@ -25,6 +25,7 @@ from sparsevit import __version__
 from sparsevit.console import console
 from sparsevit.errors import MissingExtraError, UserError, first_line
 from sparsevit.search.child import Child, start_child
+from sparsevit.search.interruption import uninterrupted
 from sparsevit.search.pool import POLL_S, USER_ERROR
 from sparsevit.search.storage import check_storage, sqlite_file
 
@@ -69,23 +70,22 @@ class Cluster:
             UserError: if there is no such cluster, or its machines cannot share the study's database.
         """
         _probe(self._address)
-        ray = _ray()
-
-        ray.init(address=self._address, log_to_driver=False, logging_level=logging.CRITICAL)
-        try:
-            self._here = ray.util.get_node_ip_address()
-            self._file = sqlite_file(check_storage(self._url))
-            if self._file is not None:
-                refuse_others(self._file, ray.nodes(), self._here)
-        except BaseException:
-            ray.shutdown()
-            raise
+        self._file = sqlite_file(check_storage(self._url))
+        with uninterrupted():
+            ray = _ray()
+            ray.init(address=self._address, log_to_driver=False, logging_level=logging.CRITICAL)
+            try:
+                self._here = ray.util.get_node_ip_address()
+                if self._file is not None:
+                    refuse_others(self._file, ray.nodes(), self._here)
+            except BaseException:
+                ray.shutdown()
+                raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        ray = _ray()
-
-        ray.shutdown()
+        with uninterrupted():
+            _ray().shutdown()
 
     def starter(
         self, count: int, *, gpu: bool, environment: Mapping[str, str], log: Callable[[int], Path]
@@ -109,6 +109,7 @@ class Cluster:
         host = ray.remote(_Host).options(max_concurrency=2, max_restarts=0, **needs)
         room = "a GPU and " * gpu + ("a CPU" if cpus == 1 else f"{cpus} CPUs")
 
+        @uninterrupted()
         def start(rank: int, arguments: Mapping[str, Any]) -> RayWorker:
             actor = host.remote()
             sent = pickle.dumps(dict(arguments))
@@ -136,13 +137,12 @@ class RayWorker:
             self._say_at = float("inf")
         return self._code
 
+    @uninterrupted()
     def send_signal(self, sig: int, /) -> None:
-        ray = _ray()
-
         self._look(0.0)
         if self._code is None and self.worker is None:
             self._code = 0
-            ray.kill(self._actor)
+            _ray().kill(self._actor)
         elif self._code is None:
             self._actor.signal.remote(sig)
 
@@ -154,6 +154,7 @@ class RayWorker:
     def last_line(self) -> str:
         return self._said
 
+    @uninterrupted()
     def _look(self, seconds: float) -> None:
         """Take in what is next in its life, its beginning and then its end, if that comes within so long."""
         ray = _ray()

@@ -18,6 +18,7 @@ import pytest
 from sparsevit.errors import UserError
 from sparsevit.search import pool as pool_module
 from sparsevit.search.child import start_child
+from sparsevit.search.interruption import uninterrupted
 from sparsevit.search.pool import Pool, share
 from sparsevit.search.run import search
 from sparsevit.search.spec import StudySpec
@@ -180,6 +181,37 @@ def test_a_worker_without_room_is_not_waited_for_once_the_others_are_done() -> N
 def test_a_worker_without_room_does_not_start_any_more_when_the_search_is_stopped() -> None:
     stopped = iter([False, False, True, True])
     Pool(lambda rank: Waits(0), 2).run(finished=lambda: 0, stopped=lambda: next(stopped), stuck=set)
+
+
+def test_ctrl_c_leaves_no_look_at_the_database_half_done() -> None:
+    """It would keep the database locked, and the workers that are waited for could not end."""
+    looks: list[int] = []
+
+    def finished() -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        looks.append(1)
+        return 0
+
+    with pytest.raises(KeyboardInterrupt):
+        run_pool(Pool(lambda rank: Waits(0), 1), finished)
+    assert looks == [1]
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    done: list[int] = []
+
+    def work() -> None:
+        with uninterrupted():
+            for step in range(3):
+                os.kill(os.getpid(), signal.SIGINT)
+                done.append(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == [0]
+    with uninterrupted(), uninterrupted():
+        pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_gpus_and_cpus_are_shared_out() -> None:

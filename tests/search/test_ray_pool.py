@@ -21,14 +21,21 @@ from types import ModuleType
 
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import sparsevit
+from sparsevit.cli import app as cli
+from sparsevit.errors import UserError
+from sparsevit.search import ray_pool
+from sparsevit.search.ray_pool import cpus_each, refuse_others
 from sparsevit.search.run import search
 from sparsevit.search.spec import StudySpec
 from sparsevit.search.storage import storage_at
 from sparsevit.search.worker import workers_of
 
 Load = Callable[..., StudySpec]
+EVALUATOR, URL = "supernet.evaluator=ray_fakes:evaluator", "storage.url=sqlite:///${TRIALS_FILE}"
 with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed")
 
 FAKES = f"""
@@ -118,7 +125,7 @@ def ray_load(load: Load, tmp_path: Path, nodes: Nodes, monkeypatch: pytest.Monke
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, nodes.environment[name])
     (tmp_path / "ray_fakes.py").write_text(FAKES)
-    return lambda *more: load("supernet.evaluator=ray_fakes:evaluator", *more)
+    return lambda *more: load(EVALUATOR, *more)
 
 
 def evaluations() -> list[list[str]]:
@@ -148,24 +155,29 @@ def states(spec: StudySpec) -> Counter[str]:
 
 
 @with_ray
-def test_lost_workers_and_nodes_change_no_count(
-    ray_load: Load, nodes: Nodes, fakes: ModuleType, capfd: pytest.CaptureFixture[str]
+def test_interrupted_searches_lost_workers_and_lost_nodes_change_no_count(
+    ray_load: Load, nodes: Nodes, fakes: ModuleType, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = ray_load()
+    monkeypatch.setenv("TRIALS_FILE", "trials.db")  # which the nodes do not know
+    spec = ray_load(URL)
+    words = ["search", "small.toml", "--set", EVALUATOR, "--set", URL, "--workers", "2", "--ray", nodes.address]
+    once(lambda: len(evaluations()) >= 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 130
+    out, err = capfd.readouterr()
+    assert "2 workers, whose logs are in runs/small/workers, each on its machine of the Ray cluster\n" in out
+    assert err == "interrupted\n"
+    before = states(spec)
+    assert before == {"COMPLETE": len(evaluations())}  # what was at work was finished
+    assert before["COMPLETE"] < 24
 
-    def kill_worker() -> None:
-        os.kill(int(evaluations()[-1][0]), signal.SIGKILL)
-
-    def kill_node() -> None:
-        os.killpg(nodes.processes[1].pid, signal.SIGKILL)
-
-    first = once(lambda: len(evaluations()) >= 4, kill_worker)
-    second = once(lambda: len(evaluations()) >= 9, kill_node)
+    first = once(lambda: len(evaluations()) >= before["COMPLETE"] + 2, lambda: kill(int(evaluations()[-1][0])))
+    second = once(lambda: len(evaluations()) >= before["COMPLETE"] + 6, lambda: kill(-nodes.processes[1].pid))
     results = search(spec, trials=24, workers=2, ray=nodes.address)
-    first.join(0)
-    second.join(0)
-    assert not first.is_alive()
-    assert not second.is_alive()
+    for thread in (first, second):
+        thread.join(0)
+        assert not thread.is_alive()
     assert len(results.trials) == 24
     assert results.best is not None
     found = states(spec)
@@ -175,7 +187,85 @@ def test_lost_workers_and_nodes_change_no_count(
     paid = Counter(sparsity for _, _, sparsity in evaluations())
     assert sum(paid.values()) - len(paid) <= 2
     assert {threads for _, threads, _ in evaluations()} == {"1"}
-    out, err = capfd.readouterr()
-    assert "2 workers, whose logs are in runs/small/workers, each on its machine of the Ray cluster\n" in out
-    assert err == ""
     assert sorted(os.listdir("runs/small/workers")) == ["0.log", "1.log"]
+    assert capfd.readouterr().err == ""  # nor does Ray say anything
+
+
+def kill(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
+
+
+@with_ray
+def test_a_cluster_that_is_not_there_is_said_soon(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray_pool, "CONNECT_S", 3.0)
+    with socket.socket() as silent:  # a port that takes connections and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        start = time.monotonic()
+        with pytest.raises(UserError) as caught:
+            search(load(), ray=address)
+    assert time.monotonic() - start < 30
+    said = str(caught.value)
+    assert said.startswith(
+        f"there is no Ray cluster at {address} that this machine is part of (no answer within 3 s): "
+    )
+    assert "ray start --address HOST:PORT joins it" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("address", ["local", "ray://head:10001", "head", "head:", ":6379", "head:port", "", "a b:1"])
+def test_an_address_that_is_none(
+    study_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], address: str
+) -> None:
+    for command in ("search", "resume") if address == "local" else ("search",):
+        if command == "resume":
+            search(StudySpec.load(study_file), trials=1)
+            capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main([command, str(study_file), "--ray", address])
+        assert stop.value.code == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: --ray {address}: write auto, or HOST:PORT of the head of a Ray cluster")
+        assert err.count("\n") == 1
+        assert (tmp_path / "runs").exists() is (command == "resume")
+
+
+def test_without_ray_its_extra_is_named(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_pool, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^--ray needs the extra 'ray': pip install 'sparsevit\[ray\]'$"):
+        search(load(), ray="auto")
+
+
+def node(host: str, address: str, *, cpus: float = 4.0, alive: bool = True) -> dict[str, object]:
+    return {"NodeManagerHostname": host, "NodeManagerAddress": address, "Alive": alive, "Resources": {"CPU": cpus}}
+
+
+def test_a_sqlite_file_is_for_one_machine(tmp_path: Path) -> None:
+    file = tmp_path / "study.db"
+    here = [node("one", "10.0.0.1"), node("one", "10.0.0.1")]
+    refuse_others(file, here, "10.0.0.1")
+    refuse_others(file, [*here, node("gone", "10.0.0.2", alive=False), node("head", "10.0.0.3", cpus=0)], "10.0.0.1")
+    with pytest.raises(UserError) as caught:
+        refuse_others(file, [*here, node("two", "10.0.0.2"), node("three", "10.0.0.3")], "10.0.0.1")
+    said = str(caught.value)
+    assert said.startswith(
+        f"the database {file} is a file of this machine, which three, two of the Ray cluster cannot share"
+    )
+    assert "postgresql+psycopg://" in said
+
+
+@given(st.lists(st.tuples(st.integers(0, 64), st.integers(0, 8)), max_size=6), st.integers(1, 40))
+def test_workers_get_as_many_cpus_as_lets_all_of_them_start(rooms: list[tuple[int, int]], count: int) -> None:
+    def starting(cpus: int) -> int:
+        return sum(min(most, own // cpus) for own, most in rooms)
+
+    cpus = cpus_each(rooms, count)
+    assert cpus >= 1
+    assert starting(cpus + 1) < count
+    if starting(1) >= count:
+        assert starting(cpus) >= count
+    else:
+        assert cpus == 1

@@ -107,7 +107,8 @@ def hover_template(results: StudyResults, *, latency: str, images: int | None, l
             for i, metric in enumerate(others, 2 + len(layers))
         ),
         f"{latency} %{{x:.2f}} ms",
-        f'<span style="font-size:22px">%{{customdata[{2 + len(layers) + len(others)}]}}</span>',
+        # Lines are as far apart as the text is high: larger bars would stand in the line above.
+        f'<span style="font-size:16px">%{{customdata[{2 + len(layers) + len(others)}]}}</span>',
         *([escape(last)] if last else []),
     ]
     return "<br>".join(lines) + "<extra></extra>"

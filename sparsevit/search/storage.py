@@ -1,7 +1,8 @@
 """Opens the database of a study: Optuna's tables and the ledger's, made at once or not at all.
 
 SQLite is set up so that several processes may write: every transaction takes the write lock when it begins, and readers
-are not blocked (WAL).
+are not blocked (WAL). What is committed survives the end of any process; when the power fails, the last few transactions
+may be lost with it, but never the database (synchronous = NORMAL).
 """
 
 from __future__ import annotations
@@ -39,8 +40,7 @@ _URL_FORMS = "write it like sqlite:///trials.db or postgresql+psycopg://user@hos
 def open_storage(url: str, *, create: bool = True) -> RDBStorage:
     """The database at `url`, ready for Optuna and the ledger (`storage.engine`).
 
-    A new SQLite file appears complete: it is made under a temporary name and linked to its own, so that of two
-    processes that come at once one wins and both go on.
+    A new SQLite file appears complete: one process at a time makes it, under a temporary name.
 
     Args:
         url: as SQLAlchemy writes it.
@@ -55,11 +55,13 @@ def open_storage(url: str, *, create: bool = True) -> RDBStorage:
     if file is not None and not file.exists() and not create:
         raise UserError(f"there is no database {file}: start the search first, or name its folder with --out")
     with _one_line(parsed):
-        if file is not None and not file.exists():
-            _create_sqlite(file)
         if create:
             engine = sa.create_engine(parsed)
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
             with alone(engine):  # making tables from several processes at once fails
+                if file is not None and not file.exists():
+                    _create_sqlite(file)
                 storage = _connect(parsed, skip_table_creation=file is not None, writing=True)
                 _migrate(storage.engine)
             engine.dispose()
@@ -225,8 +227,9 @@ def _check_sqlite(file: Path, writing: bool) -> None:
 
 
 def _create_sqlite(file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-", suffix=".part")
+    prefix = f".{file.name}-"
+    _remove(file.parent, f"{glob.escape(prefix)}*.part*")  # of processes that were killed here: no other is at it now
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=prefix, suffix=".part")
     os.close(handle)
     os.chmod(name, 0o666 & ~_umask())
     temporary = Path(name)
@@ -235,15 +238,14 @@ def _create_sqlite(file: Path) -> None:
         _migrate(storage.engine)
         storage.remove_session()
         storage.engine.dispose()  # the last connection to close folds the write-ahead log into the file
-        try:
-            os.link(temporary, file)
-        except FileExistsError:
-            pass  # another process was faster; its file is as good
-        except OSError:
-            os.replace(temporary, file)  # a file system without hard links
+        os.replace(temporary, file)
     finally:
-        for leftover in file.parent.glob(f"{glob.escape(temporary.name)}*"):
-            leftover.unlink()
+        _remove(file.parent, f"{glob.escape(temporary.name)}*")
+
+
+def _remove(folder: Path, pattern: str) -> None:
+    for leftover in folder.glob(pattern):
+        leftover.unlink()
 
 
 def _connect(url: URL, *, skip_table_creation: bool, writing: bool) -> RDBStorage:

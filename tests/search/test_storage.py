@@ -38,6 +38,13 @@ def test_a_new_database_holds_everything_and_nothing_lies_beside_it(tmp_path: Pa
     assert {"studies", "trials", *metadata.tables, VERSION_TABLE} <= names
 
 
+def test_what_a_killed_process_left_of_a_database_is_removed(tmp_path: Path) -> None:
+    for name in (".study.db-x1.part", ".study.db-x1.part-wal", ".other.db-x1.part"):
+        (tmp_path / name).write_bytes(b"half")
+    open_storage(f"sqlite:///{tmp_path / 'study.db'}").engine.dispose()
+    assert sorted(os.listdir(tmp_path)) == [".other.db-x1.part", "study.db"]
+
+
 def test_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
     storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}")
     with storage.engine.connect() as connection:

@@ -220,6 +220,8 @@ def _compressed(app: Wsgi, environ: Environ, start: StartResponse) -> Iterable[b
     answers = environ["REQUEST_METHOD"] == "GET" or environ.get("PATH_INFO") == UPDATE
     if not answers or "gzip" not in environ.get("HTTP_ACCEPT_ENCODING", ""):
         return app(environ, start)
+    if "HTTP_IF_NONE_MATCH" in environ:
+        environ = {**environ, "HTTP_IF_NONE_MATCH": environ["HTTP_IF_NONE_MATCH"].removeprefix("W/")}
     begun: list[Any] = []
 
     def hold(status: str, headers: list[tuple[str, str]], *rest: Any) -> None:
@@ -237,6 +239,8 @@ def _compressed(app: Wsgi, environ: Environ, start: StartResponse) -> Iterable[b
     if texts and len(body) > 1024 and "content-encoding" not in told and status.startswith("200"):
         body = gzip.compress(body, 6, mtime=0)
         headers = [one for one in headers if one[0].lower() not in ("content-length", "etag")]
+        if "etag" in told:  # weak, as other bytes say the same: RFC 9110, 8.8.1
+            headers.append(("ETag", f"W/{told['etag'].removeprefix('W/')}"))
         headers += [("Content-Encoding", "gzip"), ("Content-Length", str(len(body))), ("Vary", "Accept-Encoding")]
     start(status, headers, *rest)
     return [body]

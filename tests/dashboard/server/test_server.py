@@ -74,6 +74,15 @@ def test_the_frame_comes_with_our_policy(reader: Any) -> None:
     assert "viewport" in answer.text
 
 
+@pytest.mark.parametrize("path", ["/_dash-component-suites/plotly/package_data/plotly.min.js", "/static/bundle.js"])
+def test_a_large_script_travels_once(reader: Any, path: str) -> None:
+    asked = {**LOCAL, "Accept-Encoding": "gzip"}
+    first = reader.get(path, headers=asked)
+    assert first.headers["Content-Encoding"] == "gzip"
+    again = reader.get(path, headers=asked | {"If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, len(again.data)) == (304, 0)
+
+
 @pytest.mark.parametrize("slug", PAGES)
 def test_every_page_of_a_finished_study(reader: Any, slug: str) -> None:
     shown = page(reader, f"/{slug}")

@@ -195,7 +195,8 @@ class ShowProgress(Hook):  # type: ignore[misc]
 
     def after_train_iter(self, runner: Any) -> None:
         assert self._step is not None
-        if time.monotonic() - self._shown > SHOWN_EVERY_S:  # reading the loss waits for the device
+        # Reading the loss waits for the device, and the other ranks for this one: only who shows it does.
+        if runner.rank == 0 and time.monotonic() - self._shown > SHOWN_EVERY_S:
             self._shown = time.monotonic()
             self._loss = f"loss {float(runner.outputs['loss'].detach()):.3f}"
         self._step(1, self._loss)

@@ -112,6 +112,7 @@ class ManyRanks(DistributedDataParallel):
             _placed(module, device), broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MB
         )
         self.own_device = device
+        self.output_device = device  # type: ignore[assignment]  # where mmcv's log adds up memory over the ranks
         self.autocast = autocast
 
     def train_step(self, data: dict[str, Any], optimizer: Any) -> dict[str, Any]:

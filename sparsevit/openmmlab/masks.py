@@ -58,4 +58,9 @@ def joined(masks: Sequence[Any], device: torch.device) -> Tensor:
     """
     found = [DeviceMasks.of(each, device).masks for each in masks]
     height, width = (max(each.shape[side] for each in found) for side in (1, 2))
-    return torch.cat([F.pad(each, (0, width - each.shape[2], 0, height - each.shape[1])) for each in found])
+    return torch.cat([_padded(each, height, width) for each in found])
+
+
+def _padded(masks: Tensor, height: int, width: int) -> Tensor:
+    missing = (0, width - masks.shape[2], 0, height - masks.shape[1])
+    return F.pad(masks, missing) if any(missing) else masks

@@ -16,6 +16,7 @@ from mmdet.core import BitmapMasks, bbox_overlaps, build_assigner
 from mmdet.models import build_detector
 
 from sparsevit.data import digits
+from sparsevit.openmmlab import batched_roi
 from sparsevit.openmmlab.batched import assign, pad_boxes, pairwise_iou, pick
 from sparsevit.openmmlab.config import load_config
 from sparsevit.openmmlab.masks import DeviceMasks
@@ -79,7 +80,9 @@ def detectors() -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("second", [SIZE, (150, 170)], ids=["one size", "two sizes"])
-def test_losses_equal_mmdets_heads(second: tuple[int, int]) -> None:
+@pytest.mark.parametrize("multiple", [1, 64])
+def test_losses_equal_mmdets_heads(second: tuple[int, int], multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batched_roi, "_masks_to_a_whole", lambda device: multiple)
     batched, stock = detectors()
     rendered = digits.render("train", digits.draw_scenes("train", 0, 0, 2, SIZE), SIZE)
     images = (rendered.images.float() - 120) / 58

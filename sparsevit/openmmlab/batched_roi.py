@@ -110,7 +110,7 @@ class BatchedRoIHead(StandardRoIHead):  # type: ignore[misc]  # mmdet is untyped
 def _masks_to_a_whole(device: torch.device) -> int:
     """Of what the number of masks that are predicted is made a multiple.
 
-    For every number that it has not seen, cuDNN plans each convolution anew: a millisecond or two of the host each time.
+    For every number that it has not seen, cuDNN plans each convolution anew, a millisecond or two of the host each.
     """
     return 64 if device.type == "cuda" else 1
 

@@ -99,7 +99,6 @@ class Cluster:
             log: the file that a worker writes to, on its own machine.
         """
         ray = _ray()
-
         cpus = cpus_each(_rooms(ray.nodes(), gpu), count)
         needs: dict[str, Any] = {"num_cpus": cpus, "num_gpus": int(gpu)}
         if self._file is not None:  # machines that join later do not have the file either
@@ -251,7 +250,7 @@ def _not_there(said: str) -> str:
     module = re.search(r"No module named \S+", said)
     return (
         f"the machine {where[1] if where else ''} of the Ray cluster cannot load sparsevit "
-        f"({module[0] if module else 'it fails to import'}): install {__version__} there, as here"
+        f"({module[0] if module else 'it fails to import'}): install sparsevit {__version__} there, as here"
     )
 
 

@@ -239,6 +239,22 @@ def test_without_ray_its_extra_is_named(load: Load, monkeypatch: pytest.MonkeyPa
         search(load(), ray="auto")
 
 
+def test_machines_without_this_version_are_refused() -> None:
+    with pytest.raises(UserError) as caught:
+        ray_pool._Host().begin("0.0.1", b"", {}, "0.log", "")
+    here = f"{socket.gethostname()} has sparsevit {sparsevit.__version__}"
+    assert str(caught.value) == f"{here}: install 0.0.1 there, as here"
+    said = (
+        "The actor died because of an error raised in its creation task, ray::_Host.__init__() (pid=16841, "
+        "ip=192.0.2.2, actor_id=5e4b)\nRuntimeError: The actor with name _Host failed to import on the worker.\n"
+        "ModuleNotFoundError: No module named 'sparsevit'"
+    )
+    assert ray_pool._not_there(said) == (
+        "the machine 192.0.2.2 of the Ray cluster cannot load sparsevit (No module named 'sparsevit'): "
+        f"install sparsevit {sparsevit.__version__} there, as here"
+    )
+
+
 def node(host: str, address: str, *, cpus: float = 4.0, alive: bool = True) -> dict[str, object]:
     return {"NodeManagerHostname": host, "NodeManagerAddress": address, "Alive": alive, "Resources": {"CPU": cpus}}
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import optuna
 import pytest
@@ -28,7 +28,7 @@ import sparsevit
 from sparsevit.cli import app as cli
 from sparsevit.errors import UserError
 from sparsevit.search import ray_pool
-from sparsevit.search.ray_pool import cpus_each, refuse_others
+from sparsevit.search.ray_pool import RayWorker, cpus_each, refuse_others
 from sparsevit.search.run import search
 from sparsevit.search.spec import StudySpec
 from sparsevit.search.storage import storage_at
@@ -237,6 +237,22 @@ def test_without_ray_its_extra_is_named(load: Load, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ray_pool, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^--ray needs the extra 'ray': pip install 'sparsevit\[ray\]'$"):
         search(load(), ray="auto")
+
+
+def test_a_worker_without_room_says_so_once_and_can_be_withdrawn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed: list[str] = []
+    full = SimpleNamespace(wait=lambda references, timeout: ([], references), kill=killed.append)
+    monkeypatch.setattr(ray_pool, "_ray", lambda: full)
+    monkeypatch.setattr(ray_pool, "WAIT_SAID_S", 0.0)
+    worker = RayWorker("an actor", "its beginning", "worker 3 waits until the Ray cluster has a CPU free")
+    assert [worker.poll() for _ in range(3)] == [None] * 3
+    assert capsys.readouterr().out == "worker 3 waits until the Ray cluster has a CPU free\n"
+    assert worker.worker is None
+    worker.send_signal(signal.SIGTERM)
+    assert killed == ["an actor"]
+    assert worker.poll() == worker.wait() == 0
 
 
 def test_machines_without_this_version_are_refused() -> None:

@@ -13,7 +13,6 @@ from urllib.parse import urlencode
 import pytest
 
 pytest.importorskip("dash")
-pytest.importorskip("mmdet")
 
 from sparsevit.assets import asset
 from sparsevit.dashboard.optuna_artifacts import ARTIFACTS
@@ -26,7 +25,7 @@ from sparsevit.search.spec import StudySpec
 from sparsevit.sparsity import Sparsity, windows_per_stage
 
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-SECONDS = 20
+SECONDS = 30
 """How long something may take to show up, on a busy machine."""
 
 FILLED = ":is(.point, .points path, .lines path, .hm image, .annotation-text)"
@@ -115,6 +114,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def served(browser: Any, make: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    pytest.importorskip("mmdet", reason="the built-in detector needs mmdet")
     folder = tmp_path_factory.mktemp("browser")
     file = folder / "digits.toml"
     file.write_text(STUDY)

@@ -91,7 +91,8 @@ class FastBackbone(nn.Module):
         if self._graphs is None:
             raise UserError(f"this backbone runs without CUDA graphs on {self.device}: call it instead")
         with torch.cuda.device(self.device):
-            return self._graphs.get(self._key(like), like, self._run)
+            buffers = self._engine.buffers(like)
+            return self._graphs.get(self._key(like), like, self._run, buffers, self._engine.in_use)
 
     def release(self) -> None:
         """Give back the memory of buffers and graphs; the next pass makes its own anew."""
@@ -159,8 +160,14 @@ class _Plain:
             maps: tuple[Tensor, ...] = self.backbone(images.to(self.dtype))
         return maps
 
+    def buffers(self, images: Tensor) -> None:
+        return None  # it keeps nothing between passes
+
+    def in_use(self, buffers: object) -> bool:
+        return True
+
     def release(self) -> None:
-        pass  # it keeps nothing between passes
+        pass
 
 
 class _Kernels:
@@ -173,13 +180,18 @@ class _Kernels:
         self.dtype = dtype
         self.patch, self.window = backbone.patch_size, backbone.window_size
         self.plans: Recent[Hashable, Plan] = Recent(PLANS)
+        self._compiled: set[Hashable] = set()
 
     def run(self, images: Tensor, sparsity: Sparsity, kept: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
         from sparsevit.engine.forward import forward
 
-        images = images.contiguous()
-        plan = self.plans.get((images.shape[0], images.shape[2:]), partial(self._plan, images))
-        return forward(images, plan, self.weights, kept)
+        return forward(images.contiguous(), self.buffers(images), self.weights, kept)
+
+    def buffers(self, images: Tensor) -> Plan:
+        return self.plans.get((images.shape[0], images.shape[2:]), partial(self._plan, images))
+
+    def in_use(self, buffers: object) -> bool:
+        return self.plans.holds(buffers)
 
     def release(self) -> None:
         self.plans.clear()
@@ -189,9 +201,13 @@ class _Kernels:
         from sparsevit.engine.forward import forward
         from sparsevit.engine.plan import Shape, make_plan
 
+        images = images.contiguous()
         shape = Shape(images.shape[0], (images.shape[2], images.shape[3]), self.patch, self.window)
         plan = make_plan(shape, self.weights, self.dtype, images.device)
-        if images.is_cuda and not torch.cuda.is_current_stream_capturing():
+        key = images.shape[0], images.shape[2:]
+        compiled = key in self._compiled  # for a plan that had to make room since
+        if images.is_cuda and not compiled and not torch.cuda.is_current_stream_capturing():
+            self._compiled.add(key)
             for ratio in COMPILED:  # block sizes go by the number of rows, in a few classes
                 layers = [-(-len(stage.blocks) // 2) for stage in self.weights.stages]
                 counts = [kept_windows(stage.windows, ratio) for stage in plan.stages]

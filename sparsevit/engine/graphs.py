@@ -19,11 +19,15 @@ Run = Callable[[Tensor], tuple[Tensor, ...]]
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """One captured pass: fill `images`, call it, read `maps`, which the next pass overwrites."""
+    """One captured pass: fill `images`, call it, read `maps`, which the next pass overwrites.
+
+    buffers: memory that the pass works in and a graph does not keep by itself.
+    """
 
     graph: torch.cuda.CUDAGraph
     images: Tensor
     maps: tuple[Tensor, ...]
+    buffers: object
 
     def __call__(self) -> None:
         """Run the pass on the current stream."""
@@ -44,9 +48,18 @@ class Graphs:
     def __deepcopy__(self, memo: object) -> Graphs:
         return Graphs(self._replays.limit)
 
-    def get(self, key: Hashable, like: Tensor, run: Run) -> Replay:
-        """The replay of `key` for images like these; `run` is captured if there is none."""
-        return self._replays.get((key, like.shape, like.dtype), lambda: self._capture(like, run))
+    def get(self, key: Hashable, like: Tensor, run: Run, buffers: Hashable, in_use: Callable[[object], bool]) -> Replay:
+        """The replay of `key` for images like these in these buffers; `run` is captured if there is none.
+
+        Args:
+            in_use: whether buffers are those of a pass to come; a capture makes the graphs of others go.
+        """
+
+        def make() -> Replay:
+            self._replays.keep(lambda replay: in_use(replay.buffers))
+            return self._capture(like, run, buffers)
+
+        return self._replays.get((key, like.shape, like.dtype, buffers), make)
 
     def clear(self) -> None:
         """Forget all, and the buffers they hold."""
@@ -54,7 +67,7 @@ class Graphs:
         self._inputs.clear()
         self._pool = None
 
-    def _capture(self, like: Tensor, run: Run) -> Replay:
+    def _capture(self, like: Tensor, run: Run, buffers: object) -> Replay:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         images = self._inputs.get((like.shape, like.dtype), lambda: torch.zeros_like(like).contiguous())
@@ -66,4 +79,4 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             maps = run(images)
-        return Replay(graph, images, maps)
+        return Replay(graph, images, maps, buffers)

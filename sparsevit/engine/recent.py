@@ -35,6 +35,14 @@ class Recent(Generic[Key, Value]):
         self._values.move_to_end(key)
         return self._values[key]
 
+    def holds(self, value: object) -> bool:
+        """Whether this very value is among them."""
+        return any(each is value for each in self._values.values())
+
+    def keep(self, wanted: Callable[[Value], bool]) -> None:
+        """Forget the values that are not wanted."""
+        self._values = OrderedDict((key, value) for key, value in self._values.items() if wanted(value))
+
     def clear(self) -> None:
         """Forget all."""
         self._values.clear()

@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 
 from sparsevit import SparsitySpace, UserError
 from sparsevit.engine import FastBackbone, accelerate, tuning
+from sparsevit.engine.graphs import Graphs, Replay
 from sparsevit.engine.recent import Recent
 from sparsevit.model import SparseSwin, backbone
 
@@ -234,8 +235,62 @@ def test_recent_keeps_what_was_used_last() -> None:
     assert made == [1, 2, 3, 4, 2]
     assert len(recent) == 3
     assert not len(copy.deepcopy(recent))
+    assert recent.holds(4)
+    recent.keep(lambda value: value < 4)
+    assert not recent.holds(4)
+    assert recent.holds(1)
+    assert recent.holds(2)
     recent.clear()
     assert not len(recent)
+
+
+def test_graphs_go_with_the_buffers_they_work_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[str] = []
+
+    def capture(self: Graphs, like: torch.Tensor, run: Any, buffers: Any) -> Replay:
+        captured.append(buffers)
+        return Replay(None, like, (), buffers)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Graphs, "_capture", capture)
+    graphs, images = Graphs(), torch.zeros(1)
+    in_use = {"first", "second"}
+
+    def get(key: int, buffers: str) -> Replay:
+        return graphs.get(key, images, lambda images: (), buffers, lambda each: each in in_use)
+
+    assert get(0, "first") is get(0, "first")
+    get(1, "first")
+    get(0, "second")
+    assert len(graphs) == 3
+    in_use.remove("first")
+    in_use.add("first again")
+    assert get(0, "first again").buffers == "first again"
+    assert len(graphs) == 2
+    assert captured == ["first", "first", "second", "first again"]
+
+
+@pytest.mark.gpu
+def test_more_sizes_than_buffers_are_kept_of(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsevit.engine import forward as module
+    from sparsevit.engine.backbone import PLANS
+
+    model = make().cuda()
+    fast, launched = accelerate(model, dtype=torch.float16), accelerate(model, dtype=torch.float16, graphs=False)
+    sizes = [(90 + 8 * number, 112) for number in range(PLANS + 2)]
+    generator = torch.Generator("cuda").manual_seed(0)
+    images = [torch.randn(2, 3, *size, generator=generator, device="cuda") for size in sizes]
+    passes: list[int] = []
+    forward = module.forward
+    for turn in range(3):
+        if turn:
+            monkeypatch.setattr(module, "forward", lambda *given: passes.append(1) or forward(*given))
+        for each in images:
+            found = fast(each)
+            other = [torch.full_like(one, float("nan")) for one in found]  # would be written over by a stale graph
+            assert all(torch.equal(a, b) for a, b in zip(found, launched(each), strict=True))
+            assert all(one.isnan().all() for one in other)
+        assert len(fast._graphs) <= PLANS
+    assert len(passes) <= 2 * len(sizes) * 3  # two to capture, one launched: nothing is compiled again
 
 
 @pytest.mark.gpu

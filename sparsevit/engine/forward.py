@@ -30,8 +30,8 @@ def forward(images: Tensor, plan: Plan, weights: BackboneWeights, kept: Sequence
     """
     first = weights.embed
     scale = None if first.norm is None else (first.norm.scale, first.norm.shift, first.norm.eps)
-    x, sums = plan.stages[0].x, plan.stages[0].sums
-    embed(images, first.weight, first.bias, scale, plan.position, plan.shape.patch, x, sums)
+    into = (plan.stages[0].x, plan.stages[0].sums, plan.stages[0].magnitudes)
+    embed(images, first.weight, first.bias, scale, plan.position, plan.shape.patch, *into)
     outs, beside = [], Beside(images.device)
     for number, (stage, of_stage) in enumerate(zip(plan.stages, weights.stages, strict=True)):
         _blocks(plan, stage, of_stage.blocks, kept[number])
@@ -44,7 +44,8 @@ def forward(images: Tensor, plan: Plan, weights: BackboneWeights, kept: Sequence
             following = plan.stages[number + 1]
             rows, columns = following.x.shape
             tile = tuning.merge_tile(rows, columns, joined_channels(stage.size, stage.x.shape[1]))
-            merge(stage.x, stage.sums, stage.size, of_stage.merging, following.x, following.sums, tile)
+            into = (following.x, following.sums, following.magnitudes)
+            merge(stage.x, stage.sums, stage.size, of_stage.merging, *into, tile)
     beside.join()
     return tuple(outs)
 
@@ -55,9 +56,10 @@ def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: 
     for number, block in enumerate(blocks):
         count = kept[number // 2]
         if count < stage.windows and not ranked:  # once a stage, on the input of its first sparse block
-            magnitude(stage.x, stage.magnitudes)
+            if number > 0:  # the rows are no longer those that came with their magnitudes
+                magnitude(stage.x, stage.magnitudes)
             score(stage.magnitudes, stage.places, stage.scores)
-            rank(stage.scores, stage.places, stage.magnitudes.shape[1], stage.ranked, stage.table)
+            rank(stage.scores, stage.places, stage.size[0] * stage.size[1], stage.ranked, stage.table)
             ranked = True
         rows = stage.rows(number % 2, count)
         _attend(plan, stage, block, rows)

@@ -37,7 +37,7 @@ class StagePlan:
     places: token of each window position, shape `(2, W, N)`, int32; -1 where it is padding.
     dense: all windows in their own order, by partition.
     ranked, table: windows by rank and their rows, shapes `(2, B, W)` and `(2, B, W * N)`, int32.
-    magnitudes, scores: of tokens `(B, T)` and windows `(2, B, W)`, float32.
+    magnitudes, scores: of tokens, by slot, `(B * T, S)`, and of windows `(2, B, W)`, float32.
     """
 
     size: tuple[int, int]
@@ -128,6 +128,6 @@ def _stage(
         dense=(Rows(dense[0], order, windows), Rows(dense[1], order, windows)),
         ranked=empty(2, batch, windows, dtype=torch.int32),
         table=empty(2, batch, windows * per_window, dtype=torch.int32),
-        magnitudes=empty(batch, tokens, dtype=torch.float32),
+        magnitudes=empty(batch * tokens, slots(channels), dtype=torch.float32),
         scores=empty(2, batch, windows, dtype=torch.float32),
     )

@@ -45,12 +45,14 @@ def linear_tile(rows: int, columns: int, depth: int) -> Tile:
     if columns < 256 and columns % 128:  # a wide block would be half empty
         return Tile(128, min(64, _power(columns)), step, 4, 3)
     blocks = -(-rows // 128) * -(-columns // 128)
-    if blocks >= 400:
+    if blocks >= 220:
         return Tile(128, 128, step, 4, 3)
-    if blocks >= 250 or 80 <= blocks < 130:  # several waves, or just one
-        return Tile(128, 128, step, 8, 3)
     if blocks >= 130:
         return Tile(64, 128, step, 4, 3)
+    if blocks >= 80 and depth > 512:  # one wave of long sums
+        return Tile(128, 128, step, 8, 3)
+    if blocks >= 40:
+        return Tile(128, 64, step, 4, 4)
     return Tile(64, 64, step, 4, 4)
 
 
@@ -68,7 +70,7 @@ def merge_tile(rows: int, columns: int, depth: int) -> Tile:
     if blocks >= 130:
         return Tile(64, 128, step, 4, 3)
     if blocks >= 66:
-        return Tile(128, 128, step, 8, 5)
+        return Tile(64, 256, step, 8, 4)
     return Tile(64, 64, step, 4, 5)
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 from sparsevit.engine.kernels import attention, embed, feed_forward, linear, merge, norm, rank
 from sparsevit.engine.kernels.rows import Rows
-from sparsevit.engine.kernels.sums import slots, sums_of
+from sparsevit.engine.kernels.sums import magnitudes_of, slots, sums_of
 from sparsevit.engine.tuning import Tile
 from sparsevit.engine.weights import fold, padded_logits
 
@@ -139,8 +139,10 @@ def test_merging(
     sums[:, 0] -= sums[:, 1:].sum(1)
     out_sums = poison(len(out), slots(outputs), 2, device=device, dtype=torch.float32)
     tile = Tile(32, 64, 32 if size[1] % 2 else 64, 4, 2)  # in even widths a step may take channels of two tokens
-    check(merge.merge, merge.merge_reference, (x, sums, size, weights, out, out_sums, tile), 4)
+    magnitudes = poison(len(out), slots(outputs), device=device, dtype=torch.float32)
+    check(merge.merge, merge.merge_reference, (x, sums, size, weights, out, out_sums, magnitudes, tile), 4)
     fit(out_sums, out)
+    torch.testing.assert_close(magnitudes.sum(1), magnitudes_of(out.float()).sum(1), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
@@ -233,9 +235,12 @@ def test_embedding(
     out = poison(2 * rows, channels, device=device, dtype=dtype)
     images = torch.randn(2, colours, *size, device=device).to(dtype)
     sums = poison(2 * rows, slots(channels), 2, device=device, dtype=torch.float32)
-    arguments = (images, weight.to(dtype), bias, (scale, shift, 1e-5) if normed else None, position, patch, out, sums)
+    magnitudes = poison(2 * rows, slots(channels), device=device, dtype=torch.float32)
+    norms = (scale, shift, 1e-5) if normed else None
+    arguments = (images, weight.to(dtype), bias, norms, position, patch, out, sums, magnitudes)
     check(embed.embed, embed.embed_reference, arguments, 6)
     fit(sums, out)
+    torch.testing.assert_close(magnitudes, magnitudes_of(out.float()), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("size", "window"), [((14, 21), 7), ((20, 9), 7), ((36, 40), 2)])
@@ -243,9 +248,9 @@ def test_embedding(
 def test_ranking(
     check: Check, make_rows: MakeRows, device: torch.device, size: tuple[int, int], window: int, batch: int
 ) -> None:
-    x = tokens(batch, size, 48, device, torch.float32)
-    magnitudes = poison(batch * size[0] * size[1], device=device, dtype=torch.float32)
-    magnitudes = check(rank.magnitude, rank.magnitude_reference, (x, magnitudes), 1).view(batch, -1)
+    x = tokens(batch, size, 144, device, torch.float32)
+    magnitudes = poison(len(x), slots(x.shape[1]), device=device, dtype=torch.float32)
+    check(rank.magnitude, rank.magnitude_reference, (x, magnitudes), 1)
     count = size[0] * size[1]
     places = torch.stack([in_order(make_rows, size, window, shift) for shift in (0, window // 2)])
     scores = poison(2, batch, places.shape[1], device=device, dtype=torch.float32)

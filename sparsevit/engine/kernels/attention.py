@@ -53,7 +53,6 @@ def _attention(
     MASK: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    begin(DEPENDENT)
     N: tl.constexpr = WINDOW * WINDOW
     C: tl.constexpr = HEADS * D
     head = tl.program_id(0)
@@ -61,6 +60,7 @@ def _attention(
     d = tl.arange(0, D)
     inside = (n < N)[:, None]
     logits = tl.load(bias + head * P * P + n[:, None] * P + n[None, :]).to(tl.float32)
+    begin(DEPENDENT)
     first = tl.program_id(1) * each
     read = qkv + first.to(tl.int64) * (N * 3 * C) + head * D + n[:, None] * (3 * C) + d[None, :]
     write = out + first.to(tl.int64) * (N * C) + head * D + n[:, None] * C + d[None, :]

@@ -25,6 +25,19 @@ def begin(DEPENDENT: tl.constexpr):
         gdc_wait()
 
 
+@triton.jit
+def prefetch(pointers, mask):
+    """Have the cache lines at these addresses brought into L2, whether they are needed soon or not."""
+    tl.inline_asm_elementwise(
+        "{ .reg .pred wanted; setp.ne.s32 wanted, $2, 0; @wanted prefetch.global.L2 [$1]; mov.u32 $0, 0; }",
+        "=r,l,r",
+        [pointers.to(tl.int64), mask.to(tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
 def launch_options(x: Tensor) -> dict[str, Any]:
     """Keywords of the launch of a kernel that calls `begin(DEPENDENT)`, on the device of `x`."""
     return {"DEPENDENT": True, "launch_pdl": True} if x.is_cuda and _supported(x.device) else {"DEPENDENT": False}

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsevit.engine.kernels.dependent import begin, launch_options
-from sparsevit.engine.kernels.sums import slots, store_sums, sums_of
+from sparsevit.engine.kernels.sums import magnitudes_of, slots, store_magnitude, store_sums, sums_of
 
 
 @triton.jit(do_not_specialize=["rows", "height", "width", "token_rows", "token_columns"])
@@ -24,6 +24,7 @@ def _embed(
     position,
     out,
     sums,
+    magnitudes,
     rows,
     height,
     width,
@@ -79,7 +80,9 @@ def _embed(
         token = m - number * (token_rows * token_columns)
         acc += tl.load(position + token[:, None] * C + c[None, :], mask=mask, other=0.0)
     store_sums(sums, m, m < rows, tl.sum(acc, 1), tl.sum(acc * acc, 1), C, SLOTS)
-    tl.store(out + m.to(tl.int64)[:, None] * C + c[None, :], acc.to(out.dtype.element_ty), mask=mask)
+    tokens = acc.to(out.dtype.element_ty)
+    tl.store(out + m.to(tl.int64)[:, None] * C + c[None, :], tokens, mask=mask)
+    store_magnitude(magnitudes, m, m < rows, tl.sum(tl.abs(tokens.to(tl.float32)), 1), C, SLOTS)
 
 
 def embed(
@@ -91,6 +94,7 @@ def embed(
     patch: int,
     out: Tensor,
     sums: Tensor,
+    magnitudes: Tensor,
     *,
     rows: int = 64,
     warps: int = 4,
@@ -105,7 +109,7 @@ def embed(
             those of tokens 0.
         position: what is added to each token, shape `(T, C)`, float32.
         out: shape `(B * T, C)`; patches at the bottom and right are filled up with 0.
-        sums: of each token, shape `(B * T, S, 2)`, float32; see `sums.py`.
+        sums, magnitudes: of each token, shapes `(B * T, S, 2)` and `(B * T, S)`, float32; see `sums.py`.
     """
     _, colours, height, width = images.shape
     channels = weight.shape[1]
@@ -121,6 +125,7 @@ def embed(
         bias if position is None else position,
         out,
         sums,
+        magnitudes,
         out.shape[0],
         height,
         width,
@@ -152,6 +157,7 @@ def embed_reference(
     patch: int,
     out: Tensor,
     sums: Tensor,
+    magnitudes: Tensor,
     *,
     rows: int = 64,
     warps: int = 4,
@@ -165,3 +171,4 @@ def embed_reference(
         x = F.layer_norm(x, x.shape[-1:], norm[0].to(x.dtype), norm[1].to(x.dtype), norm[2])
     out.copy_((x if position is None else x + position.to(x.dtype)).reshape(out.shape))
     sums.copy_(sums_of(out))
+    magnitudes.copy_(magnitudes_of(out))

@@ -14,11 +14,14 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsevit.engine.kernels.dependent import begin, launch_options
+from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
 from sparsevit.engine.kernels.gelu import gelu
 from sparsevit.engine.kernels.rows import Rows
-from sparsevit.engine.kernels.sums import SLOT, load_sums, slots, store_block_sums, sums_of
+from sparsevit.engine.kernels.sums import SLOT, load_slots, slots, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
+
+PREFETCHING = 4
+"""Blocks of rows whose programs share the work of bringing their columns of the weights into L2."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +48,11 @@ class Weights:
 
 
 @triton.jit
-def normed(acc, total, squares, column_sums, n, N: tl.constexpr, K: tl.constexpr, EPS: tl.constexpr):
-    """Columns `n` of a product of normed rows, from `acc`, that of the rows as they are, and the rows' sums."""
+def normed(acc, total, squares, of_columns, K: tl.constexpr, EPS: tl.constexpr):
+    """Columns of a product of normed rows, from `acc`, that of the rows as they are, and the sums of both."""
     mean = total / K
     deviation = tl.rsqrt(tl.maximum(squares / K - mean * mean, 0.0) + EPS)
-    sums = tl.load(column_sums + n, mask=n < N, other=0.0)
-    return deviation[:, None] * (acc - mean[:, None] * sums[None, :])
+    return deviation[:, None] * (acc - mean[:, None] * of_columns[None, :])
 
 
 @triton.jit(do_not_specialize=["rows", "per_image", "stride"])
@@ -78,37 +80,43 @@ def _linear(
     BN: tl.constexpr,
     BK: tl.constexpr,
     SLOTS: tl.constexpr,
+    PIECE: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    begin(DEPENDENT)
     columns: tl.constexpr = (N + BN - 1) // BN
-    first = tl.program_id(0) // columns * BM
-    m = first + tl.arange(0, BM)
-    n = tl.program_id(0) % columns * BN + tl.arange(0, BN)
+    first = tl.program_id(0) % columns * BN
+    m = tl.program_id(0) // columns * BM + tl.arange(0, BM)
+    n = first + tl.arange(0, BN)
     inside = m < rows
+    if DEPENDENT:  # weights were last used a pass ago: on their way while the kernel before this one ends
+        piece = tl.program_id(0) // columns * PIECE + tl.arange(0, PIECE)
+        for line in tl.static_range((BN + 63) // 64):
+            at = first + line * 64
+            prefetch(weight + piece * N + at, (piece < K) & (at < N))
+    begin(DEPENDENT)
     real = inside
     row = m
     if GATHERED or ADD:
         image = m // per_image
         row = tl.load(table + image * stride + (m - image * per_image), mask=inside, other=-1)
         real = row >= 0
+    if NORM:  # asked for before the products, needed after
+        of_slots, squares_of_slots = load_slots(sums, row, real, K, SLOTS)
 
+    k = tl.arange(0, BK)
+    source = row if GATHERED else m
+    valid = real if GATHERED else inside
+    read_x = x + source.to(tl.int64)[:, None] * K + k[None, :]
+    read_weight = weight + k[:, None] * N + n[None, :]
     acc = tl.zeros((BM, BN), tl.float32)
     for step in range(K // BK):
-        k = step * BK + tl.arange(0, BK)
-        if GATHERED:
-            at = row.to(tl.int64) * K
-            valid = real
-        else:
-            at = m.to(tl.int64) * K
-            valid = inside
-        a = tl.load(x + at[:, None] + k[None, :], mask=valid[:, None], other=0.0)
-        b = tl.load(weight + k[:, None] * N + n[None, :], mask=n[None, :] < N, other=0.0)
+        a = tl.load(read_x + step * BK, mask=valid[:, None], other=0.0)
+        b = tl.load(read_weight + step * BK * N, mask=n[None, :] < N, other=0.0)
         acc = tl.dot(a, b, acc)
 
     if NORM:
-        total, squares = load_sums(sums, row, real, K, SLOTS)
-        acc = normed(acc, total, squares, column_sums, n, N, K, EPS)
+        of_columns = tl.load(column_sums + n, mask=n < N, other=0.0)
+        acc = normed(acc, tl.sum(of_slots, 1), tl.sum(squares_of_slots, 1), of_columns, K, EPS)
     shift = tl.load(bias + n, mask=n < N, other=0.0)
     if PADS_AFTER:
         other = tl.load(padding + n, mask=n < N, other=0.0)
@@ -126,7 +134,7 @@ def _linear(
         mask = inside[:, None] & (n[None, :] < N)
     tl.store(place, acc.to(out.dtype.element_ty), mask=mask)
     if ADD:
-        store_block_sums(sums, row, real, acc, tl.program_id(0) % columns * BN, N, BM, BN)
+        store_block_sums(sums, row, real, acc, first, N, BM, BN)
 
 
 def linear(
@@ -178,6 +186,7 @@ def linear(
         BN=tile.columns,
         BK=tile.depth,
         SLOTS=triton.next_power_of_2(slots(k)),
+        PIECE=triton.next_power_of_2(triton.cdiv(k, PREFETCHING)),
         **launch_options(x),
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sparsevit.engine.kernels.dependent import begin, launch_options
 from sparsevit.engine.kernels.linear import Weights, normed, normed_product
-from sparsevit.engine.kernels.sums import SLOT, slots, store_block_sums, sums_of
+from sparsevit.engine.kernels.sums import SLOT, magnitudes_of, slots, store_block_magnitude, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
 
 
@@ -36,6 +36,7 @@ def _merge(
     sums,
     out,
     out_sums,
+    out_magnitudes,
     rows,
     height,
     width,
@@ -87,11 +88,14 @@ def _merge(
         is_square = (tl.arange(0, P) % 2 == 1)[None, :]
         total = tl.sum(tl.where(is_square, 0.0, both), 1)
         squares = tl.sum(tl.where(is_square, both, 0.0), 1)
-        acc = normed(acc, total, squares, column_sums, n, N, K, EPS)
+        of_columns = tl.load(column_sums + n, mask=n < N, other=0.0)
+        acc = normed(acc, total, squares, of_columns, K, EPS)
     acc += tl.load(bias + n, mask=n < N, other=0.0)[None, :]
     mask = inside[:, None] & (n[None, :] < N)
-    tl.store(out + m.to(tl.int64)[:, None] * N + n[None, :], acc.to(out.dtype.element_ty), mask=mask)
+    tokens = acc.to(out.dtype.element_ty)
+    tl.store(out + m.to(tl.int64)[:, None] * N + n[None, :], tokens, mask=mask)
     store_block_sums(out_sums, m, inside, acc, first, N, BM, BN)
+    store_block_magnitude(out_magnitudes, m, inside, tokens.to(tl.float32), first, N, BM, BN)
 
 
 def joined_channels(size: tuple[int, int], channels: int) -> int:
@@ -100,13 +104,21 @@ def joined_channels(size: tuple[int, int], channels: int) -> int:
 
 
 def merge(
-    x: Tensor, sums: Tensor, size: tuple[int, int], weights: Weights, out: Tensor, out_sums: Tensor, tile: Tile
+    x: Tensor,
+    sums: Tensor,
+    size: tuple[int, int],
+    weights: Weights,
+    out: Tensor,
+    out_sums: Tensor,
+    out_magnitudes: Tensor,
+    tile: Tile,
 ) -> None:
     """Norm and linear layer of 2 x 2 joined tokens; what lies beyond the map's edge is 0.
 
     Args:
         x: tokens of maps of `size` (height, width), shape `(B * H * W, K / 4)`.
         sums, out_sums: of the rows of `x`, which are read, and of `out`, which are written; see `sums.py`.
+        out_magnitudes: of the rows of `out`, which are written.
         weights: in the order (row, column, channel) of the 2 x 2 patch.
         out: shape `(M, N)`, M being `B * ceil(H / 2) * ceil(W / 2)`.
         tile: `depth` divides `joined_channels`.
@@ -123,6 +135,7 @@ def merge(
         sums,
         out,
         out_sums,
+        out_magnitudes,
         out.shape[0],
         *size,
         N=n,
@@ -141,7 +154,14 @@ def merge(
 
 
 def merge_reference(
-    x: Tensor, sums: Tensor, size: tuple[int, int], weights: Weights, out: Tensor, out_sums: Tensor, tile: Tile
+    x: Tensor,
+    sums: Tensor,
+    size: tuple[int, int],
+    weights: Weights,
+    out: Tensor,
+    out_sums: Tensor,
+    out_magnitudes: Tensor,
+    tile: Tile,
 ) -> None:
     """What `merge` computes, in plain PyTorch and the precision of `x`."""
     height, width = size
@@ -149,3 +169,4 @@ def merge_reference(
     joined = torch.cat([maps[:, down::2, right::2] for down in (0, 1) for right in (0, 1)], dim=-1)
     out.copy_(normed_product(joined.reshape(out.shape[0], -1), weights))
     out_sums.copy_(sums_of(out))
+    out_magnitudes.copy_(magnitudes_of(out))

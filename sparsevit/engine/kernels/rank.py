@@ -1,7 +1,7 @@
 """Which windows are most active: token magnitudes, window scores, and ranks by counting instead of sorting.
 
-B images, T tokens of a map, W windows, N tokens in a window, C channels. Both partitions of a map, plain and shifted,
-are ranked at once.
+B images, T tokens of a map, W windows, N tokens in a window, C channels, S slots. Both partitions of a map, plain and
+shifted, are ranked at once.
 """
 
 from __future__ import annotations
@@ -12,32 +12,45 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsevit.engine.kernels.dependent import begin, launch_options
+from sparsevit.engine.kernels.sums import magnitudes_of, slots, store_magnitude
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _magnitude(x, out, rows, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, DEPENDENT: tl.constexpr):
+def _magnitude(
+    x, out, rows, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, SLOTS: tl.constexpr, DEPENDENT: tl.constexpr
+):
     begin(DEPENDENT)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     c = tl.arange(0, BC)
     mask = (m < rows)[:, None] & (c < C)[None, :]
     values = tl.load(x + m.to(tl.int64)[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + m, tl.sum(tl.abs(values), 1) / C, mask=m < rows)
+    store_magnitude(out, m, m < rows, tl.sum(tl.abs(values), 1), C, SLOTS)
 
 
 def magnitude(x: Tensor, out: Tensor) -> None:
-    """Mean absolute activation of each row of `x`, shape `(R, C)`, into `out` of as many elements, float32."""
+    """Sums of absolute activations of rows `x`, shape `(R, C)`, into `out`, shape `(R, S)`, float32; see `sums.py`.
+
+    For a stage whose first block keeps all windows: to others these are left behind by whoever writes the rows.
+    """
     rows, channels = x.shape
     block = triton.next_power_of_2(channels)
     per_program = max(1, 4096 // block)
     _magnitude[(triton.cdiv(rows, per_program),)](
-        x, out, rows, C=channels, BM=per_program, BC=block, **launch_options(x), num_warps=4
+        x,
+        out,
+        rows,
+        C=channels,
+        BM=per_program,
+        BC=block,
+        SLOTS=triton.next_power_of_2(slots(channels)),
+        **launch_options(x),
+        num_warps=4,
     )
 
 
 def magnitude_reference(x: Tensor, out: Tensor) -> None:
     """What `magnitude` computes, in plain PyTorch."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    out.copy_(wide.abs().mean(dim=-1).view_as(out))
+    out.copy_(magnitudes_of(x.to(torch.promote_types(x.dtype, torch.float32))))
 
 
 @triton.jit(do_not_specialize=["tokens", "windows"])
@@ -47,19 +60,22 @@ def _score(
     out,
     tokens,
     windows,
+    S: tl.constexpr,
     N: tl.constexpr,
     P: tl.constexpr,
     BW: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    begin(DEPENDENT)
     image = tl.program_id(1)
     partition = tl.program_id(2)
     w = tl.program_id(0) * BW + tl.arange(0, BW)
     n = tl.arange(0, P)
     mask = (w < windows)[:, None] & (n < N)[None, :]
     place = tl.load(places + (partition * windows + w)[:, None] * N + n[None, :], mask=mask, other=-1)
-    values = tl.load(magnitudes + image * tokens + place, mask=place >= 0, other=0.0)
+    begin(DEPENDENT)
+    values = tl.zeros((BW, P), tl.float32)
+    for slot in tl.static_range(S):
+        values += tl.load(magnitudes + (image * tokens + place) * S + slot, mask=place >= 0, other=0.0)
     at = (partition * tl.num_programs(1) + image) * windows + w
     tl.store(out + at, tl.sum(values * values, 1), mask=w < windows)
 
@@ -68,18 +84,19 @@ def score(magnitudes: Tensor, places: Tensor, out: Tensor) -> None:
     """Sum of the squares of each window's magnitudes: their L2 norm's square, which ranks the same.
 
     Args:
-        magnitudes: shape `(B, T)`, float32.
+        magnitudes: sums of absolute activations, shape `(B * T, S)`, float32.
         places: token of each window position in both partitions, shape `(2, W, N)`, int32; -1 where it is padding.
         out: shape `(2, B, W)`, float32.
     """
     partitions, windows, tokens = places.shape
-    images = magnitudes.shape[0]
+    images = out.shape[1]
     _score[(triton.cdiv(windows, 16), images, partitions)](
         magnitudes,
         places,
         out,
-        magnitudes.shape[1],
+        len(magnitudes) // images,
         windows,
+        S=magnitudes.shape[1],
         N=tokens,
         P=triton.next_power_of_2(tokens),
         BW=16,
@@ -90,7 +107,8 @@ def score(magnitudes: Tensor, places: Tensor, out: Tensor) -> None:
 
 def score_reference(magnitudes: Tensor, places: Tensor, out: Tensor) -> None:
     """What `score` computes, in plain PyTorch."""
-    padded = torch.cat([magnitudes, magnitudes.new_zeros(len(magnitudes), 1)], dim=1)
+    of_tokens = magnitudes.sum(1).view(out.shape[1], -1)
+    padded = torch.cat([of_tokens, of_tokens.new_zeros(len(of_tokens), 1)], dim=1)
     out.copy_(padded[:, places.long()].square().sum(-1).transpose(0, 1))
 
 

@@ -1,7 +1,8 @@
-"""What every row of a token buffer carries for the norm that comes next: its sum and its sum of squares, in slots.
+"""What rows of a token buffer carry with them, in slots: sum and sum of squares, and magnitude where a stage begins.
 
-Whoever writes a row leaves them behind, so that no norm needs a pass of its own. A slot belongs to 64 channels; who has
-the whole row at hand fills the first slot and clears the others. R rows, C channels, S slots.
+Whoever writes a row leaves sums behind, so that the norm that comes next needs no pass of its own; who writes the first
+rows of a stage leaves sums of absolute values, by which windows are ranked. A slot belongs to 64 channels; who has the
+whole row at hand fills the first slot and clears the others. R rows, C channels, S slots.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ def slots(channels: int) -> int:
 
 
 @triton.jit
-def load_sums(sums, row, valid, C: tl.constexpr, P: tl.constexpr):
-    """Sum and sum of squares of rows; 0 where not `valid`. P is a power of 2 of at least S."""
+def load_slots(sums, row, valid, C: tl.constexpr, P: tl.constexpr):
+    """Sums and sums of squares of rows by slot; 0 where not `valid`. P is a power of 2 of at least S."""
     S: tl.constexpr = (C + 63) // 64
     slot = tl.arange(0, P)
     at = sums + (row[:, None] * S + slot[None, :]) * 2
     mask = valid[:, None] & (slot < S)[None, :]
-    return tl.sum(tl.load(at, mask=mask, other=0.0), 1), tl.sum(tl.load(at + 1, mask=mask, other=0.0), 1)
+    return tl.load(at, mask=mask, other=0.0), tl.load(at + 1, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -53,8 +54,35 @@ def store_block_sums(sums, row, valid, values, first, C: tl.constexpr, BM: tl.co
     tl.store(at + 1, tl.sum(parts * parts, 2), mask=mask)
 
 
+@triton.jit
+def store_magnitude(magnitudes, row, valid, total, C: tl.constexpr, P: tl.constexpr):
+    """Write sums of absolute values of whole rows."""
+    S: tl.constexpr = (C + 63) // 64
+    slot = tl.arange(0, P)
+    at = magnitudes + row[:, None] * S + slot[None, :]
+    tl.store(at, tl.where((slot == 0)[None, :], total[:, None], 0.0), mask=valid[:, None] & (slot < S)[None, :])
+
+
+@triton.jit
+def store_block_magnitude(magnitudes, row, valid, values, first, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Write sums of absolute values of BN channels of rows from channel `first` on, as `store_block_sums`."""
+    S: tl.constexpr = (C + 63) // 64
+    WIDTH: tl.constexpr = min(BN, 64)
+    slot = first // 64 + tl.arange(0, BN // WIDTH)
+    at = magnitudes + row[:, None] * S + slot[None, :]
+    parts = tl.reshape(tl.abs(values), (BM, BN // WIDTH, WIDTH))
+    tl.store(at, tl.sum(parts, 2), mask=valid[:, None] & (slot < S)[None, :])
+
+
 def sums_of(x: Tensor) -> Tensor:
     """Sums of rows `x`, shape `(R, C)`, as shape `(R, S, 2)`: all in the first slot."""
     out = x.new_zeros(len(x), slots(x.shape[1]), 2)
     out[:, 0] = torch.stack([x.sum(1), x.square().sum(1)], 1)
+    return out
+
+
+def magnitudes_of(x: Tensor) -> Tensor:
+    """Sums of absolute values of rows `x`, shape `(R, C)`, as shape `(R, S)`: all in the first slot."""
+    out = x.new_zeros(len(x), slots(x.shape[1]))
+    out[:, 0] = x.abs().sum(1)
     return out

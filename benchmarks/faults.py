@@ -194,6 +194,11 @@ class Search:
         time.sleep(self.random.random() ** 2)
         return parent.poll() is None
 
+    def _working(self) -> set[int]:
+        """Processes that have evaluated: starting takes them longer than all that they are killed for."""
+        lines = (self.folder / "evaluations.jsonl").read_text().splitlines()
+        return {json.loads(line)["process"] for line in lines}
+
     def _log_size(self) -> int:
         log = self.folder / "evaluations.jsonl"
         return log.stat().st_size if log.exists() else 0
@@ -205,7 +210,7 @@ class Search:
         elif not workers or drawn < ALL_SHARE + PARENT_SHARE:
             chosen = [parent]
         else:
-            chosen = [self.random.choice(workers)]
+            chosen = [self.random.choice([one for one in workers if one in self._working()] or workers)]
         for process in chosen:
             os.kill(process, signal.SIGKILL)
             self.killed.append((process, time.monotonic()))
@@ -303,10 +308,17 @@ def children(process: int) -> list[int]:
 
 
 def kill_searches(
-    folder: Path, kills: int, restarts: int, workers: int, seed: int, url: Callable[[Path], str], server: Server | None
-) -> Counts:
+    counts: Counts,
+    folder: Path,
+    kills: int,
+    restarts: int,
+    workers: int,
+    seed: int,
+    url: Callable[[Path], str],
+    server: Server | None,
+) -> None:
     """Seven in ten kills go to searches with several workers, the others to searches with one."""
-    counts, chance = Counts(), random.Random(seed)
+    chance = random.Random(seed)
     several = kills * 7 // 10
     number = 0
 
@@ -333,7 +345,6 @@ def kill_searches(
             fronts.append((searched, [str(trial.sparsity) for trial in results.front]))
         counts.same_as_unkilled += fronts[0] == fronts[1]
         counts.other_than_unkilled += fronts[0] != fronts[1]
-    return counts
 
 
 def print_table(found: dict[str, Counts], seconds: float) -> None:
@@ -356,26 +367,40 @@ def main() -> None:
     if why is not None:
         sys.exit(f"error: {why}: this needs a PostgreSQL server's binaries and psycopg")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # with the server and the search that runs
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     start = time.monotonic()
-    found = {}
-    with tempfile.TemporaryDirectory() as temporary, private_postgres() as server:
-        folder = chosen.keep or Path(temporary)
-        half = chosen.kills // 2
+    found = {"SQLite": Counts(), "PostgreSQL": Counts()}
+    finished = False
+    try:
+        with tempfile.TemporaryDirectory() as temporary, private_postgres() as server:
+            kill_on_both(found, chosen, chosen.keep or Path(temporary), server)
+        finished = True
+    except KeyboardInterrupt:
+        print("interrupted: this was counted until then", file=sys.stderr)
+    finally:
+        print_table(found, time.monotonic() - start)
+    sys.exit(not finished or any(counts.wrong for counts in found.values()))
 
-        def sqlite(place: Path) -> str:
-            return f"sqlite:///{(place / 'results' / 'study.db').absolute()}"
 
-        def postgresql(place: Path) -> str:
-            return server.database(place.name)
+def kill_on_both(found: dict[str, Counts], chosen: argparse.Namespace, folder: Path, server: Server) -> None:
+    def sqlite(place: Path) -> str:
+        return f"sqlite:///{(place / 'results' / 'study.db').absolute()}"
 
-        found["SQLite"] = kill_searches(folder / "sqlite", half, 0, chosen.workers, chosen.seed, sqlite, None)
-        rest, seed = chosen.kills - half, chosen.seed + 1000
-        found["PostgreSQL"] = kill_searches(
-            folder / "postgresql", rest, chosen.restarts, chosen.workers, seed, postgresql, server
-        )
-    print_table(found, time.monotonic() - start)
-    sys.exit(any(counts.wrong for counts in found.values()))
+    def postgresql(place: Path) -> str:
+        return server.database(place.name)
+
+    half, workers, seed = chosen.kills // 2, chosen.workers, chosen.seed
+    kill_searches(found["SQLite"], folder / "sqlite", half, 0, workers, seed, sqlite, None)
+    kill_searches(
+        found["PostgreSQL"],
+        folder / "postgresql",
+        chosen.kills - half,
+        chosen.restarts,
+        workers,
+        seed + 1000,
+        postgresql,
+        server,
+    )
 
 
 if __name__ == "__main__":

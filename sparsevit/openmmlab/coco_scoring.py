@@ -43,26 +43,24 @@ class Truth:
         self._file, self._coco = dataset.ann_file, dataset.coco
         self.images, self.classes = images, len(dataset.cat_ids)
         labels = {category: label for label, category in enumerate(dataset.cat_ids)}
-        ids = dataset.img_ids[:images]
+        self._ids = dataset.img_ids[:images]
         entries = [
             (index * self.classes + labels[entry["category_id"]], entry)
-            for index, image in enumerate(ids)
+            for index, image in enumerate(self._ids)
             for entry in self._coco.imgToAnns.get(image, ())
             if entry["category_id"] in labels
         ]
         entries.sort(key=lambda pair: pair[0])  # stable: of an image and class they stay in the file's order
         self._entries = [entry for _, entry in entries]
         self._group = np.array([group for group, _ in entries], np.int64)
-        self._box = np.array([entry["bbox"] for entry in self._entries], np.float64).reshape(-1, 4)
+        self._box = np.array(self._values("bbox"), np.float64).reshape(-1, 4)
         self.objects = Objects(
             label=self._group % self.classes,
-            area=np.array([entry["area"] for entry in self._entries], np.float64),
+            area=np.array(self._values("area"), np.float64),
             crowd=np.array([bool(entry.get("iscrowd")) for entry in self._entries], np.bool_),
         )
-        sizes = [(self._coco.imgs[image]["height"], self._coco.imgs[image]["width"]) for image in ids]
-        self._size = np.array(sizes, np.int64).reshape(-1, 2)
         self._masks: tuple[torch.device, TrueMasks] | None = None
-        self.rank = np.argsort(np.argsort(np.array(ids), kind="stable"))
+        self.rank = np.argsort(np.argsort(np.array(self._ids), kind="stable"))
 
     def pairs(self, image: Ints, label: Ints) -> tuple[Ints, Ints]:
         """Every detection with every object of its image and class: indices of both, `(P,)`."""
@@ -95,12 +93,20 @@ class Truth:
 
     @cached_property
     def _runs(self) -> list[tuple[Ints, Ints]]:
-        found = []
+        self._values("segmentation")
+        return [runs_of(self._coco.annToRLE(entry)) for entry in self._entries]
+
+    @cached_property
+    def _size(self) -> Ints:
+        """Height and width of each image, `(images, 2)`; boxes do not need them."""
+        records = [self._coco.imgs[image] for image in self._ids]
+        return np.array([(each["height"], each["width"]) for each in records], np.int64).reshape(-1, 2)
+
+    def _values(self, key: str) -> list[Any]:
         for entry in self._entries:
-            if not entry.get("segmentation"):
-                raise UserError(f"annotation {entry['id']} of {self._file} has no segmentation, and masks need one")
-            found.append(runs_of(self._coco.annToRLE(entry)))
-        return found
+            if entry.get(key) in (None, []):
+                raise UserError(f"annotation {entry['id']} of {self._file} has no {key}, which COCO's metrics need")
+        return [entry[key] for entry in self._entries]
 
 
 @dataclass(frozen=True, eq=False)

@@ -163,6 +163,15 @@ def test_masks_of_another_size_hit_nothing() -> None:
     assert figures["segm_mAP"] == reference(dataset, turned, "segm")["mAP"] == 0
 
 
+@pytest.mark.parametrize("key", ["area", "bbox"])
+def test_an_object_without_what_is_needed_is_named(key: str) -> None:
+    dataset = data_set(np.random.default_rng(1), 2, 1, 6)
+    entry = next(each for each in dataset.coco.dataset["annotations"] if each["category_id"] in dataset.cat_ids)
+    del entry[key]
+    with pytest.raises(UserError, match=f"^annotation {entry['id']} of own.json has no {key}, which"):
+        Truth(dataset, 2)
+
+
 def test_an_object_without_a_mask_is_named() -> None:
     rng = np.random.default_rng(1)
     dataset = data_set(rng, 2, 1, 6)
@@ -172,4 +181,6 @@ def test_an_object_without_a_mask_is_named() -> None:
     with pytest.raises(UserError, match=f"^annotation {entry['id']} of own.json has no segmentation"):
         scored(dataset, found, [[0, 1]])
     boxes = [each for each, _ in found]
+    for record in dataset.coco.dataset["images"]:
+        del record["height"]  # which boxes do not need
     assert scored(dataset, boxes, [[0, 1]])["bbox_mAP"] == pytest.approx(reference(dataset, found, "bbox")["mAP"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 pytest.importorskip("mmdet")
 
@@ -16,7 +17,7 @@ from mmdet.core import BitmapMasks, bbox_overlaps, build_assigner
 from mmdet.models import build_detector
 
 from sparsevit.data import digits
-from sparsevit.openmmlab import batched_roi
+from sparsevit.openmmlab import batched_roi, batched_rpn
 from sparsevit.openmmlab.batched import assign, pad_boxes, pairwise_iou, pick
 from sparsevit.openmmlab.config import load_config
 from sparsevit.openmmlab.masks import DeviceMasks
@@ -98,3 +99,35 @@ def test_losses_equal_mmdets_heads(second: tuple[int, int], multiple: int, monke
         torch.testing.assert_close(
             ours[name].mean(), expected.mean(), rtol=2e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+class Waits(TorchFunctionMode):
+    """Notes the calls that make the host wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        if name in ("new_tensor", "nonzero", "item", "tolist", "__bool__", "__int__", "__float__", "cpu", "numpy"):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("second", [SIZE, (150, 170)], ids=["one size", "two sizes"])
+def test_proposals_losses_and_boxes_wait_for_nothing(second: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = detectors()[0]
+    head, config = model.rpn_head, model.train_cfg.rpn_proposal
+    levels = [
+        torch.randn(2, head.in_channels, SIZE[0] // stride, SIZE[1] // stride)
+        for stride, _ in head.prior_generator.strides
+    ]
+    metas = [dict(img_shape=(*size, 3), pad_shape=(*size, 3)) for size in (SIZE, second)]
+    truth = [random_boxes(count, torch.Generator().manual_seed(0)) for count in (3, 0)]
+    # On a GPU a kernel does this; what serves on a CPU goes from group to group.
+    monkeypatch.setattr(batched_rpn, "grouped_nms", lambda boxes, threshold: boxes[..., 0] >= 0)
+    for _ in range(2):  # the first time, anchors are made
+        with Waits() as waits:
+            head.forward_train(levels, metas, truth, proposal_cfg=config)
+    assert waits.found == []

@@ -116,7 +116,11 @@ def nodes() -> Iterator[Nodes]:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        shutil.rmtree(folder, ignore_errors=True)  # what its last processes still hold goes with them
+        for _ in range(50):  # what its last processes write as they end comes late
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            time.sleep(0.2)
 
 
 @pytest.fixture

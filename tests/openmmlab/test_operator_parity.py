@@ -197,7 +197,8 @@ def test_nms_of_half_precision_boxes(device: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_sigmoid_focal_loss_forward_and_backward(device: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    logits = (torch.randn(200, 7, generator=generator) * 4).to(device, dtype)
+    # mmcv's kernel takes 1 - p in float32, which for larger logits has few digits left: 3 % are wrong at 12.
+    logits = (torch.randn(200, 7, generator=generator) * 4).clamp(-6, 6).to(device, dtype)
     labels = torch.randint(8, (200,), generator=generator).to(device)
 
     def loss() -> tuple[Tensor, Tensor]:

@@ -49,10 +49,8 @@ def linear_tile(rows: int, columns: int, depth: int) -> Tile:
         return Tile(128, 128, step, 4, 3)
     if blocks >= 130:
         return Tile(64, 128, step, 4, 3)
-    if blocks >= 80 and depth > 512:  # one wave of long sums
+    if blocks >= 80:  # just one wave
         return Tile(128, 128, step, 8, 3)
-    if blocks >= 40:
-        return Tile(128, 64, step, 4, 4)
     return Tile(64, 64, step, 4, 4)
 
 

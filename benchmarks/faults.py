@@ -212,8 +212,8 @@ class Search:
         else:
             chosen = [self.random.choice([one for one in workers if one in self._working()] or workers)]
         for process in chosen:
+            self.killed.append((process, time.monotonic()))  # before: others are quick to see that it is dead
             os.kill(process, signal.SIGKILL)
-            self.killed.append((process, time.monotonic()))
         self.counts.parents_killed += parent in chosen
         self.counts.workers_killed += len(set(chosen) - {parent})
         if parent in chosen:

@@ -1,8 +1,8 @@
 """Opens the database of a study: Optuna's tables and the ledger's, made at once or not at all.
 
 SQLite is set up so that several processes may write: every transaction takes the write lock when it begins, and readers
-are not blocked (WAL). What is committed survives the end of any process; when the power fails, the last few transactions
-may be lost with it, but never the database (synchronous = NORMAL).
+are not blocked (WAL). What is committed survives the end of any process; when the power fails, the last transactions
+may be lost, but never the database (synchronous = NORMAL).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -175,13 +176,13 @@ def run_alone(given: argparse.Namespace, contender: str, scratch: Path) -> dict[
     rates = [STEP * given.batch * gpus / (b - a) for a, b in pairwise(times)]
     # Readings before every image was seen once; mmdet decodes each image each time.
     filling = 1 if contender.startswith("stock") else -(-given.images // (given.batch * gpus * STEP))
-    steady = sorted(rates[max(2, filling) :])
+    steady = rates[max(2, filling) :]
     losses = [json.loads(line) for path in work_dir.glob("*.log.json") for line in path.read_text().splitlines()]
     return {
         "contender": contender,
         "gpus": gpus,
-        "images_per_second": steady[len(steady) // 2],
-        "first_pass": sorted(rates[1:filling])[(filling - 1) // 2] if filling > 1 else None,
+        "images_per_second": statistics.median(steady),
+        "first_pass": statistics.median(rates[1:filling]) if filling > 1 else None,
         "all_rates": rates,
         "memory_gib": measured["memory_gib"],
         "losses": [entry for entry in losses if "loss" in entry],

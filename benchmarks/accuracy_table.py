@@ -19,7 +19,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -177,8 +177,12 @@ def _mutations(candidates: Candidates, part: Part, known: NDArray[np.intp], rng:
     yield from (int(row) for row in candidates.rows(mutate(genomes, candidates.choices, rng)) if row >= 0)
 
 
-def merge(folder: Path, out: Path, images: int) -> int:
+def merge(folder: Path, out: Path, images: int, notes: Sequence[str] = ()) -> int:
     """Write all parts of a folder as one table, fastest first; returns how many configurations it has.
+
+    Args:
+        images: that judged each.
+        notes: further lines for the table's head, such as which devices judged.
 
     Raises:
         UserError: if there is nothing to merge.
@@ -195,6 +199,7 @@ def merge(folder: Path, out: Path, images: int) -> int:
     text.write(
         f"# the built-in supernet on {images} images of its validation set; ms as predicted for {model.target}\n"
     )
+    text.writelines(f"# {note}\n" for note in notes)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["configuration", "images", *names, "ms"])
     for name in sorted(figures, key=lambda one: (ms[one], one)):
@@ -240,11 +245,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=50, help="images judged at once")
     parser.add_argument("--minutes", type=float, default=np.inf, help="stop after so many")
     parser.add_argument("--merge", type=Path, metavar="TABLE", help="write the table of all parts, and nothing else")
+    parser.add_argument("--note", action="append", default=[], help="a line for the table's head, with --merge")
     options = parser.parse_args()
     until = time.monotonic() + 60 * options.minutes
     try:
         if options.merge:
-            print(f"{options.merge}: {merge(options.folder, options.merge, options.images)} configurations")
+            print(
+                f"{options.merge}: {merge(options.folder, options.merge, options.images, options.note)} configurations"
+            )
             return
         from sparsevit.openmmlab.evaluator import detector_evaluator
 

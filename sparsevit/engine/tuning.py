@@ -57,7 +57,8 @@ def linear_tile(rows: int, columns: int, depth: int) -> Tile:
 def merge_tile(rows: int, columns: int, depth: int) -> Tile:
     """Of merging, as `linear_tile`: the fewer programs a multiprocessor holds, the further ahead each of them loads.
 
-    Chosen by what registers and shared memory leave room for on an H200; not measured yet.
+    Measured on an H200 for Swin-T's three mergings at 672x672 in batch 4; other classes by what registers and shared
+    memory leave room for.
     """
     step = min(64, depth & -depth)
     if columns < 256 and columns % 128:

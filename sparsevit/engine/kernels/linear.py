@@ -1,8 +1,8 @@
 """A linear layer on rows that lie anywhere: gathered on the way in, added to their own rows on the way out.
 
 M rows, K channels in, N channels out, R rows of the token buffer. Norms are folded: the norm's scale into the weight,
-its shift into the bias. A row's mean and deviation come from its sums, which
-were found before: finding them here would repeat that work in every column of blocks.
+its shift into the bias. A row's mean and deviation come from its sums, which were found before: finding them here would
+repeat that work in every column of blocks.
 """
 
 from __future__ import annotations

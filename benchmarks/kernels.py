@@ -1,4 +1,4 @@
-"""Each kernel of a pass alone: its time, its bytes and operations, and the time these would take at the chip's rates.
+"""Each kernel of a pass, alone and in the pass: its time, its bytes and operations, and what these would take at best.
 
 Launches are recorded from a real pass, so shapes and arguments are those of the backbone.
 """
@@ -6,8 +6,10 @@ Launches are recorded from a real pass, so shapes and arguments are those of the
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
+import statistics
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -129,19 +131,60 @@ def report(model: SparseSwin, images: torch.Tensor, dtype: torch.dtype, sparsity
     if tune is not None:
         search(launches, images, dtype, sparsity, Path(tune))
         return
-    titles: dict[str, list[Launch]] = {}
-    for launch in launches:
-        titles.setdefault(launch.name, []).append(launch)
-    times = time_alone([(same[0], None) for same in titles.values()])
-    print(f"{'kernel':34s} {'count':>5s} {'us':>8s} {'floor':>7s} {'GB/s':>6s} {'TFLOP/s':>8s} {'sum us':>8s}")
+    titles: dict[str, list[int]] = {}
+    for number, launch in enumerate(launches):
+        titles.setdefault(launch.name, []).append(number)
+    times = time_alone([(launches[same[0]], None) for same in titles.values()])
+    steps = time_in_pass(model, images, dtype, sparsity, launches)
+    print(f"{'kernel':34s} {'count':>5s} {'us':>8s} {'in pass':>8s} {'floor':>7s} {'TFLOP/s':>8s} {'sum us':>8s}")
     for same, us in sorted(zip(titles.values(), times, strict=True), key=lambda pair: -pair[1] * len(pair[0])):
-        one = same[0]
+        one = launches[same[0]]
+        found = [steps[number] for number in same]
+        step = "beside" if any(map(math.isnan, found)) else f"{statistics.mean(found):.2f}"
         print(
-            f"{one.name:34s} {len(same):5d} {us:8.2f} {one.floor_us:7.2f} {one.bytes / us / 1e3:6.0f} "
-            f"{one.flops / us / 1e6:8.0f} {us * len(same):8.2f}"
+            f"{one.name:34s} {len(same):5d} {us:8.2f} {step:>8s} {one.floor_us:7.2f} {one.flops / us / 1e6:8.0f} "
+            f"{us * len(same):8.2f}"
         )
     whole = sum(us * len(same) for same, us in zip(titles.values(), times, strict=True))
-    print(f"sum of {len(launches)} launches {whole:.1f} us, of floors {sum(each.floor_us for each in launches):.1f} us")
+    print(
+        f"sum of {len(launches)} launches {whole:.1f} us, in a pass {sum(us for us in steps if us == us):.1f} us, "
+        f"of floors {sum(each.floor_us for each in launches):.1f} us"
+    )
+
+
+PASSES = 30
+
+
+def time_in_pass(
+    model: SparseSwin, images: torch.Tensor, dtype: torch.dtype, sparsity: str, launches: list[Launch]
+) -> list[float]:
+    """Microseconds by which each launch makes a pass longer: from the end of the one before to its own end.
+
+    Medians over replays of a pass's graph, by the profiler's clock. NaN for norms, which run beside the others.
+    """
+    backbone = accelerate(model, dtype=dtype)
+    backbone.sparsity = sparsity
+    replay = backbone.replay(images)
+    replay.images.copy_(images)
+    for _ in range(PASSES):
+        replay()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(PASSES):
+            replay()
+            torch.cuda.synchronize()  # so that no pass begins in the one before
+    events = [event for event in profile.profiler.kineto_results.events() if event.device_type().name == "CUDA"]
+    spans = sorted((event.start_ns(), event.start_ns() + event.duration_ns(), event.name()) for event in events)
+    chain = [(start, end) for start, end, name in spans if name.startswith("_") and not name.startswith("_norm")]
+    names = [launch.name for launch in launches if not launch.name.startswith("norm")]
+    assert len(chain) == PASSES * len(names), f"{len(chain)} kernels in {PASSES} passes of {len(names)}"
+    passes = [chain[i : i + len(names)] for i in range(0, len(chain), len(names))]
+    steps = [
+        statistics.median((each[i][1] - (each[i - 1][1] if i else each[0][0])) / 1000 for each in passes)
+        for i in range(len(names))
+    ]
+    of_chain = iter(steps)
+    return [math.nan if launch.name.startswith("norm") else next(of_chain) for launch in launches]
 
 
 REPEATS = 20

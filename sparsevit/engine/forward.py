@@ -30,7 +30,7 @@ def forward(images: Tensor, plan: Plan, weights: BackboneWeights, kept: Sequence
     """
     first = weights.embed
     scale = None if first.norm is None else (first.norm.scale, first.norm.shift, first.norm.eps)
-    into = (plan.stages[0].x, plan.stages[0].sums, plan.stages[0].magnitudes)
+    into = _first_rows(plan.stages[0], kept[0])
     embed(images, first.weight, first.bias, scale, plan.position, plan.shape.patch, *into)
     outs, beside = [], Beside(images.device)
     for number, (stage, of_stage) in enumerate(zip(plan.stages, weights.stages, strict=True)):
@@ -44,10 +44,15 @@ def forward(images: Tensor, plan: Plan, weights: BackboneWeights, kept: Sequence
             following = plan.stages[number + 1]
             rows, columns = following.x.shape
             tile = tuning.merge_tile(rows, columns, joined_channels(stage.size, stage.x.shape[1]))
-            into = (following.x, following.sums, following.magnitudes)
+            into = _first_rows(following, kept[number + 1])
             merge(stage.x, stage.sums, stage.size, of_stage.merging, *into, tile)
     beside.join()
     return tuple(outs)
+
+
+def _first_rows(stage: StagePlan, kept: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Where the rows go that a stage begins with, their sums, and their magnitudes if its first layer is sparse."""
+    return stage.x, stage.sums, stage.magnitudes if kept[0] < stage.windows else None
 
 
 def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: Sequence[int]) -> None:
@@ -55,14 +60,15 @@ def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: 
     ranked = False
     for number, block in enumerate(blocks):
         count = kept[number // 2]
-        if count < stage.windows and not ranked:  # once a stage, on the input of its first sparse block
+        ranks = count < stage.windows and not ranked
+        if ranks:  # once a stage, on the input of its first sparse block
             if number > 0:  # the rows are no longer those that came with their magnitudes
                 magnitude(stage.x, stage.magnitudes)
             score(stage.magnitudes, stage.places, stage.scores)
             rank(stage.scores, stage.places, stage.size[0] * stage.size[1], stage.ranked, stage.table)
             ranked = True
         rows = stage.rows(number % 2, count)
-        _attend(plan, stage, block, rows)
+        _attend(plan, stage, block, rows, settled=not ranks)
         _feed_forward(plan, stage, block, rows)
 
 
@@ -72,11 +78,11 @@ def fuses_feed_forward(block: BlockWeights) -> bool:
     return channels <= tuning.FUSED_FEED_FORWARD and splits(channels) and hidden % tuning.HIDDEN_UNIT == 0
 
 
-def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> None:
+def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, *, settled: bool) -> None:
     channels, window = stage.x.shape[1], plan.shape.window
     qkv, attended = plan.compact(0, rows.total, 3 * channels), plan.compact(1, rows.total, channels)
     tile = tuning.linear_tile(rows.total, 3 * channels, channels)
-    linear(stage.x, block.qkv, qkv, tile, source=rows, sums=stage.sums)
+    linear(stage.x, block.qkv, qkv, tile, source=rows, sums=stage.sums, settled=settled)
     attention(
         qkv,
         block.logits,

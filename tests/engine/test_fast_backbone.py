@@ -419,6 +419,30 @@ def test_graphs_and_launches_agree(make: Make) -> None:
 
 
 @pytest.mark.gpu
+def test_kernels_that_start_early_compute_what_others_do(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, pass after pass: none reads what the kernel before it has yet to write."""
+    from sparsevit.engine.kernels import attention, embed, feed_forward, linear, merge, rank
+
+    settings = {"embed_dims": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "out_indices": (0, 1, 2, 3)}
+    early = accelerate(make(**settings).cuda(), dtype=torch.bfloat16)
+    late = accelerate(make(**settings).cuda(), dtype=torch.bfloat16, graphs=False)
+    waits = {"DEPENDENT": False}
+    modules = (attention, embed, feed_forward, linear, merge, rank)
+    assert all(module.launch_options(torch.empty(1, device="cuda")) != waits for module in modules)
+    for batch, side in ((1, 224), (4, 448), (2, 672)):
+        for text in ("0.6", "0/0.5/0,0.3,0.9/0.9", "0.2", "dense"):
+            early.sparsity = late.sparsity = text
+            batches = [torch.randn(batch, 3, side, side, device="cuda") for _ in range(10)]
+            found = [early(images) for images in batches]
+            with monkeypatch.context() as patch:
+                for module in modules:
+                    patch.setattr(module, "launch_options", lambda x: waits)
+                expected = [late(images) for images in batches]
+            for one, other in zip(found, expected, strict=True):
+                assert all(map(torch.equal, one, other)), (batch, side, text)
+
+
+@pytest.mark.gpu
 def test_memory_can_be_given_back(make: Make) -> None:
     model = make().cuda()
     fast = accelerate(model, dtype=torch.float16)

@@ -74,7 +74,7 @@ def test_linear_on_compact_rows(
 
 @pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("batch", "settled"), [(1, True), (3, False)])
 def test_linear_gathers_rows_and_treats_padding_as_told(
     check: Check,
     make_rows: MakeRows,
@@ -86,15 +86,19 @@ def test_linear_gathers_rows_and_treats_padding_as_told(
     kept: int,
     after: bool,
     batch: int,
+    settled: bool,
 ) -> None:
     rows = make_rows(batch, size, window, shift, kept)
     weights = layer(32, 48, device, dtype, normed=True, after=after)
     out = poison(rows.total, 48, device=device, dtype=dtype)
     x = tokens(batch, size, 32, device, dtype)
-    check(linear.linear, linear.linear_reference, (x, weights, out, SMALL), 2, source=rows, sums=sums_of(x.float()))
+    sums = sums_of(x.float())
+    arguments = (x, weights, out, SMALL)
+    check(linear.linear, linear.linear_reference, arguments, 2, source=rows, sums=sums, settled=settled)
 
 
 @pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
+@pytest.mark.parametrize("tile", [SMALL, Tile(128, 64, 16, 4, 2)], ids=["small", "large"])
 def test_linear_adds_to_kept_rows_and_leaves_others_alone(
     check: Check,
     make_rows: MakeRows,
@@ -104,6 +108,7 @@ def test_linear_adds_to_kept_rows_and_leaves_others_alone(
     window: int,
     shift: int,
     kept: int,
+    tile: Tile,
 ) -> None:
     rows = make_rows(2, size, window, shift, kept)
     buffer = tokens(2, size, 80, device, dtype)
@@ -111,7 +116,7 @@ def test_linear_adds_to_kept_rows_and_leaves_others_alone(
     x = tokens(1, (rows.total, 1), 32, device, dtype)
     weights = layer(32, 80, device, dtype, normed=False)
     sums = sums_of(buffer.float())
-    check(linear.linear, linear.linear_reference, (x, weights, buffer, SMALL), 2, target=rows, sums=sums)
+    check(linear.linear, linear.linear_reference, (x, weights, buffer, tile), 2, target=rows, sums=sums)
     fit(sums, buffer)
     others = torch.ones(len(buffer), dtype=torch.bool, device=device)
     others[rows.flat()[rows.flat() >= 0]] = False
@@ -143,6 +148,25 @@ def test_merging(
     check(merge.merge, merge.merge_reference, (x, sums, size, weights, out, out_sums, magnitudes, tile), 4)
     fit(out_sums, out)
     torch.testing.assert_close(magnitudes.sum(1), magnitudes_of(out.float()).sum(1), rtol=1e-4, atol=1e-4)
+
+
+def test_magnitudes_are_left_out_where_no_windows_are_ranked(device: torch.device, dtype: torch.dtype) -> None:
+    images, weight = torch.randn(1, 3, 8, 8, device=device).to(dtype), torch.randn(48, 32, device=device).to(dtype)
+    merging = layer(4 * 32, 48, device, dtype, normed=True)
+
+    def run(ranked: bool) -> list[Tensor]:
+        rows, joined = (torch.zeros(n, channels, device=device, dtype=dtype) for n, channels in ((4, 32), (1, 48)))
+        sums, joined_sums = torch.zeros(4, 1, 2, device=device), torch.zeros(1, 1, 2, device=device)
+        magnitudes, joined_magnitudes = torch.zeros(4, 1, device=device), torch.zeros(1, 1, device=device)
+        wanted = magnitudes if ranked else None
+        embed.embed(images, weight, torch.zeros(32, device=device), None, None, 4, rows, sums, wanted)
+        wanted = joined_magnitudes if ranked else None
+        merge.merge(rows, sums, (2, 2), merging, joined, joined_sums, wanted, SMALL)
+        assert bool(magnitudes.any()) == bool(joined_magnitudes.any()) == ranked
+        return [rows, joined, sums, joined_sums]
+
+    for one, other in zip(run(True), run(False), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)

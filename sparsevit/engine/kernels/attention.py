@@ -60,20 +60,25 @@ def _attention(
     d = tl.arange(0, D)
     inside = (n < N)[:, None]
     logits = tl.load(bias + head * P * P + n[:, None] * P + n[None, :]).to(tl.float32)
-    begin(DEPENDENT)
     first = tl.program_id(1) * each
+    end = tl.minimum(first + each, total)
+    if SHIFT:
+        image = first // kept
+        window = tl.load(windows + image * stride + (first - image * kept), cache_modifier=".cg")
+    begin(DEPENDENT)
     read = qkv + first.to(tl.int64) * (N * 3 * C) + head * D + n[:, None] * (3 * C) + d[None, :]
     write = out + first.to(tl.int64) * (N * C) + head * D + n[:, None] * C + d[None, :]
-    for number in range(first, tl.minimum(first + each, total)):
+    for number in range(first, end):
         at = read + (number - first) * (N * 3 * C)
         q = tl.load(at, mask=inside, other=0.0)
         k = tl.load(at + C, mask=inside, other=0.0)
         v = tl.load(at + 2 * C, mask=inside, other=0.0)
         scores = tl.dot(q, tl.trans(k)) + logits
         if SHIFT:
-            image = number // kept
-            window = tl.load(windows + image * stride + (number - image * kept))
             scores = add_shift_mask(scores, window, window_rows, window_columns, WINDOW, SHIFT, P, MASK)
+            following = tl.minimum(number + 1, end - 1)  # on its way before it is needed
+            image = following // kept
+            window = tl.load(windows + image * stride + (following - image * kept))
         weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
         attended = tl.dot(weights.to(v.dtype), v) / tl.sum(weights, 1)[:, None]
         tl.store(write + (number - first) * (N * C), attended.to(out.dtype.element_ty), mask=inside)
@@ -97,7 +102,7 @@ def attention(
     Args:
         qkv: compact rows, shape `(windows * N, 3 * C)`; queries are scaled, in base 2 (times log2 e).
         bias: relative position bias in base 2, shape `(h, P, P)`; -inf in the columns of no token.
-        source: which windows they are.
+        source: which windows they are; their numbers are older than the kernel launched before.
         out: shape `(windows * N, C)`.
         grid: rows and columns of windows in a map.
         programs: about how many to start; each takes several windows in turn.

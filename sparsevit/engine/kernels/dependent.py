@@ -1,8 +1,9 @@
 """Programmatic dependent launch: a kernel is in place while the one before it ends, and only then reads its results.
 
 A pass is a chain of some seventy short kernels, and without this each leaves the GPU idle for most of a microsecond.
-Every kernel of the chain calls `begin` before it touches memory that others write, so that when one has finished, all
-before it have.
+Every kernel of the chain calls `begin`, before which it may read what is older than the kernel before it: the programs
+of a kernel start when all of those of the one before have seen the end of the one before that. Such early reads bypass
+the L1 cache (`cache_modifier=".cg"`), which may hold what was there a pass ago.
 """
 
 from __future__ import annotations
@@ -19,23 +20,40 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @triton.jit
 def begin(DEPENDENT: tl.constexpr):
-    """Let the next kernel take its place, and wait until the one before is done."""
+    """Wait until the kernel before is done, then let the next one take its place."""
     if DEPENDENT:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.jit
-def prefetch(pointers, mask):
-    """Have the cache lines at these addresses brought into L2, whether they are needed soon or not."""
-    tl.inline_asm_elementwise(
-        "{ .reg .pred wanted; setp.ne.s32 wanted, $2, 0; @wanted prefetch.global.L2 [$1]; mov.u32 $0, 0; }",
-        "=r,l,r",
-        [pointers.to(tl.int64), mask.to(tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
+def prefetch(start, BYTES: tl.constexpr, DEPENDENT: tl.constexpr):
+    """Have memory from `start` on, aligned to 16 bytes, brought into L2: each of the first programs asks for its part.
+
+    For weights, which were last used a pass ago: they are on their way while the kernel before this one ends. A thread
+    asks once for all of its program's part; a request for each line takes longer than most kernels.
+    """
+    if DEPENDENT:
+        WHOLE: tl.constexpr = BYTES // 16
+        share = tl.cdiv(WHOLE, tl.minimum(tl.num_programs(0), 128))
+        first = tl.program_id(0) * share
+        length = tl.minimum(share, WHOLE - first) * 16
+        tl.inline_asm_elementwise(
+            """{
+            .reg .u32 thread;
+            .reg .pred one;
+            mov.u32 thread, %tid.x;
+            setp.eq.u32 one, thread, 0;
+            setp.gt.and.s32 one, $2, 0, one;
+            @one cp.async.bulk.prefetch.L2.global [$1], $2;
+            mov.u32 $0, 0;
+            }""",
+            "=r,l,r",
+            [start.to(tl.int64) + first.to(tl.int64) * 16, length],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
 def launch_options(x: Tensor) -> dict[str, Any]:

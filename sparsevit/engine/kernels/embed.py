@@ -40,6 +40,7 @@ def _embed(
     NORM: tl.constexpr,
     EPS: tl.constexpr,
     POSITION: tl.constexpr,
+    MAGNITUDES: tl.constexpr,
     BM: tl.constexpr,
     SLOTS: tl.constexpr,
     DEPENDENT: tl.constexpr,
@@ -82,7 +83,8 @@ def _embed(
     store_sums(sums, m, m < rows, tl.sum(acc, 1), tl.sum(acc * acc, 1), C, SLOTS)
     tokens = acc.to(out.dtype.element_ty)
     tl.store(out + m.to(tl.int64)[:, None] * C + c[None, :], tokens, mask=mask)
-    store_magnitude(magnitudes, m, m < rows, tl.sum(tl.abs(tokens.to(tl.float32)), 1), C, SLOTS)
+    if MAGNITUDES:
+        store_magnitude(magnitudes, m, m < rows, tl.sum(tl.abs(tokens.to(tl.float32)), 1), C, SLOTS)
 
 
 def embed(
@@ -94,7 +96,7 @@ def embed(
     patch: int,
     out: Tensor,
     sums: Tensor,
-    magnitudes: Tensor,
+    magnitudes: Tensor | None,
     *,
     rows: int = 64,
     warps: int = 4,
@@ -109,7 +111,8 @@ def embed(
             those of tokens 0.
         position: what is added to each token, shape `(T, C)`, float32.
         out: shape `(B * T, C)`; patches at the bottom and right are filled up with 0.
-        sums, magnitudes: of each token, shapes `(B * T, S, 2)` and `(B * T, S)`, float32; see `sums.py`.
+        sums, magnitudes: of each token, shapes `(B * T, S, 2)` and `(B * T, S)`, float32; see `sums.py`. Magnitudes
+            are wanted where windows are ranked next.
     """
     _, colours, height, width = images.shape
     channels = weight.shape[1]
@@ -125,7 +128,7 @@ def embed(
         bias if position is None else position,
         out,
         sums,
-        magnitudes,
+        sums if magnitudes is None else magnitudes,
         out.shape[0],
         height,
         width,
@@ -141,6 +144,7 @@ def embed(
         NORM=norm is not None,
         EPS=eps,
         POSITION=position is not None,
+        MAGNITUDES=magnitudes is not None,
         BM=rows,
         SLOTS=triton.next_power_of_2(slots(channels)),
         **launch_options(images),
@@ -157,7 +161,7 @@ def embed_reference(
     patch: int,
     out: Tensor,
     sums: Tensor,
-    magnitudes: Tensor,
+    magnitudes: Tensor | None,
     *,
     rows: int = 64,
     warps: int = 4,
@@ -171,4 +175,5 @@ def embed_reference(
         x = F.layer_norm(x, x.shape[-1:], norm[0].to(x.dtype), norm[1].to(x.dtype), norm[2])
     out.copy_((x if position is None else x + position.to(x.dtype)).reshape(out.shape))
     sums.copy_(sums_of(out))
-    magnitudes.copy_(magnitudes_of(out))
+    if magnitudes is not None:
+        magnitudes.copy_(magnitudes_of(out))

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsevit.engine.kernels.dependent import begin, launch_options
+from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
 from sparsevit.engine.kernels.gelu import gelu
 from sparsevit.engine.kernels.linear import Weights
 from sparsevit.engine.kernels.parts import normalised, parts_of
@@ -42,12 +42,14 @@ def _feed_forward(
     SLOTS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    begin(DEPENDENT)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = m < rows
     image = m // per_image
-    row = tl.load(table + image * stride + (m - image * per_image), mask=inside, other=-1)
+    row = tl.load(table + image * stride + (m - image * per_image), mask=inside, other=-1, cache_modifier=".cg")
     real = (row >= 0)[:, None]
+    prefetch(weight1, C * HIDDEN * (weight1.dtype.element_ty.primitive_bitwidth // 8), DEPENDENT)
+    prefetch(weight2, C * HIDDEN * (weight2.dtype.element_ty.primitive_bitwidth // 8), DEPENDENT)
+    begin(DEPENDENT)
     c = tl.arange(0, PART)
     at = x + row.to(tl.int64)[:, None] * C + c[None, :]
     y0, y1, y2 = normalised(at, real, C, PART, EPS)
@@ -90,7 +92,7 @@ def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, sums: T
     Args:
         x: token buffer, shape `(R, C)`.
         first: norm and first layer, shape `(C, F)`; second: shape `(F, C)`.
-        rows: which to work on.
+        rows: which to work on; their table is older than the kernel launched before.
         sums: of the rows of `x`, shape `(R, S, 2)`, float32, written for those worked on; see `sums.py`.
         tile: `columns` are hidden channels at a time; `depth` is not used.
     """

@@ -20,8 +20,8 @@ from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import SLOT, load_slots, slots, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
 
-PREFETCHING = 4
-"""Blocks of rows whose programs share the work of bringing their columns of the weights into L2."""
+EARLY_RESIDUAL = 32
+"""Up to so many values of a thread's block, what results are added to is read before the products."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def normed(acc, total, squares, of_columns, K: tl.constexpr, EPS: tl.constexpr):
     return deviation[:, None] * (acc - mean[:, None] * of_columns[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "per_image", "stride"])
+@triton.jit(do_not_specialize=["rows", "per_image", "stride", "settled"])
 def _linear(
     x,
     weight,
@@ -68,6 +68,7 @@ def _linear(
     rows,
     per_image,
     stride,
+    settled,
     N: tl.constexpr,
     K: tl.constexpr,
     GATHERED: tl.constexpr,
@@ -80,7 +81,7 @@ def _linear(
     BN: tl.constexpr,
     BK: tl.constexpr,
     SLOTS: tl.constexpr,
-    PIECE: tl.constexpr,
+    EARLY: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     columns: tl.constexpr = (N + BN - 1) // BN
@@ -88,17 +89,24 @@ def _linear(
     m = tl.program_id(0) // columns * BM + tl.arange(0, BM)
     n = first + tl.arange(0, BN)
     inside = m < rows
-    if DEPENDENT:  # weights were last used a pass ago: on their way while the kernel before this one ends
-        piece = tl.program_id(0) // columns * PIECE + tl.arange(0, PIECE)
-        for line in tl.static_range((BN + 63) // 64):
-            at = first + line * 64
-            prefetch(weight + piece * N + at, (piece < K) & (at < N))
-    begin(DEPENDENT)
     real = inside
     row = m
     if GATHERED or ADD:
         image = m // per_image
-        row = tl.load(table + image * stride + (m - image * per_image), mask=inside, other=-1)
+        listed = table + image * stride + (m - image * per_image)
+        row = tl.load(listed, mask=inside & (settled != 0), other=-1, cache_modifier=".cg")
+        real = row >= 0
+    prefetch(weight, N * K * (weight.dtype.element_ty.primitive_bitwidth // 8), DEPENDENT)
+    prefetch(bias, N * 4, DEPENDENT)
+    if NORM:
+        prefetch(column_sums, N * 4, DEPENDENT)
+    mask = real[:, None] & (n[None, :] < N)
+    if EARLY:
+        place = out + row.to(tl.int64)[:, None] * N + n[None, :]
+        before = tl.load(place, mask=mask, other=0.0, cache_modifier=".cg")
+    begin(DEPENDENT)
+    if GATHERED:
+        row = tl.where(settled != 0, row, tl.load(listed, mask=inside & (settled == 0), other=-1))
         real = row >= 0
     if NORM:  # asked for before the products, needed after
         of_slots, squares_of_slots = load_slots(sums, row, real, K, SLOTS)
@@ -126,9 +134,10 @@ def _linear(
     if GELU:
         acc = gelu(acc)
     if ADD:
-        place = out + row.to(tl.int64)[:, None] * N + n[None, :]
-        mask = real[:, None] & (n[None, :] < N)
-        acc += tl.load(place, mask=mask, other=0.0).to(tl.float32)
+        if not EARLY:
+            place = out + row.to(tl.int64)[:, None] * N + n[None, :]
+            before = tl.load(place, mask=mask, other=0.0)
+        acc += before.to(tl.float32)
     else:
         place = out + m.to(tl.int64)[:, None] * N + n[None, :]
         mask = inside[:, None] & (n[None, :] < N)
@@ -147,6 +156,7 @@ def linear(
     target: Rows | None = None,
     sums: Tensor | None = None,
     activate: bool = False,
+    settled: bool = True,
 ) -> None:
     """Norm (where the weights have one), linear layer and GELU (if `activate`) of rows.
 
@@ -155,12 +165,15 @@ def linear(
         out: compact rows, shape `(M, N)`, or with `target` the token buffer `(R, N)`, to whose rows results are added.
         source, target: rows of the token buffer to read or to add to.
         sums: of the token buffer's rows, shape `(R, S, 2)`, float32: read for a norm, written where results are added.
+        settled: whether the table of rows is older than the kernel launched before. With `target` it must be, and so
+            must be the rows to which results are added.
     """
     selected = source or target
     rows = selected.total if selected else x.shape[0]
     k, n = weights.weight.shape
     assert sums is not None or (weights.eps is None and target is None)
     assert tile.columns >= min(SLOT, n)
+    assert settled or target is None
     grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(n, tile.columns),)
     _linear[grid](
         x,
@@ -174,6 +187,7 @@ def linear(
         rows,
         selected.per_image if selected else rows,
         selected.table.shape[1] if selected else 0,
+        int(settled),
         N=n,
         K=k,
         GATHERED=source is not None,
@@ -186,7 +200,7 @@ def linear(
         BN=tile.columns,
         BK=tile.depth,
         SLOTS=triton.next_power_of_2(slots(k)),
-        PIECE=triton.next_power_of_2(triton.cdiv(k, PREFETCHING)),
+        EARLY=target is not None and tile.rows * tile.columns <= EARLY_RESIDUAL * 32 * tile.warps,
         **launch_options(x),
         num_warps=tile.warps,
         num_stages=tile.stages,
@@ -203,6 +217,7 @@ def linear_reference(
     target: Rows | None = None,
     sums: Tensor | None = None,
     activate: bool = False,
+    settled: bool = True,
 ) -> None:
     """What `linear` computes, in plain PyTorch and the precision of `x`."""
     rows = source.gather(x) if source else x

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsevit.engine.kernels.dependent import begin, launch_options
+from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
 from sparsevit.engine.kernels.linear import Weights, normed, normed_product
 from sparsevit.engine.kernels.sums import SLOT, magnitudes_of, slots, store_block_magnitude, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
@@ -49,6 +49,7 @@ def _merge(
     BK: tl.constexpr,
     P: tl.constexpr,
     ODD: tl.constexpr,
+    MAGNITUDES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     C: tl.constexpr = K // 4
@@ -65,6 +66,9 @@ def _merge(
     corner = (image * height + y) * width + left
     below = inside & (y + 1 < height)
     beside = left + 1 < width
+    prefetch(weight, N * K * (weight.dtype.element_ty.primitive_bitwidth // 8), DEPENDENT)
+    prefetch(bias, N * 4, DEPENDENT)
+    prefetch(column_sums, N * 4, DEPENDENT)
     begin(DEPENDENT)
     if NORM:
         upper = pair_sums(sums, corner, inside, beside, C, P)
@@ -95,7 +99,8 @@ def _merge(
     tokens = acc.to(out.dtype.element_ty)
     tl.store(out + m.to(tl.int64)[:, None] * N + n[None, :], tokens, mask=mask)
     store_block_sums(out_sums, m, inside, acc, first, N, BM, BN)
-    store_block_magnitude(out_magnitudes, m, inside, tokens.to(tl.float32), first, N, BM, BN)
+    if MAGNITUDES:
+        store_block_magnitude(out_magnitudes, m, inside, tokens.to(tl.float32), first, N, BM, BN)
 
 
 def joined_channels(size: tuple[int, int], channels: int) -> int:
@@ -110,7 +115,7 @@ def merge(
     weights: Weights,
     out: Tensor,
     out_sums: Tensor,
-    out_magnitudes: Tensor,
+    out_magnitudes: Tensor | None,
     tile: Tile,
 ) -> None:
     """Norm and linear layer of 2 x 2 joined tokens; what lies beyond the map's edge is 0.
@@ -118,7 +123,7 @@ def merge(
     Args:
         x: tokens of maps of `size` (height, width), shape `(B * H * W, K / 4)`.
         sums, out_sums: of the rows of `x`, which are read, and of `out`, which are written; see `sums.py`.
-        out_magnitudes: of the rows of `out`, which are written.
+        out_magnitudes: of the rows of `out`, which are written; wanted where windows are ranked next.
         weights: in the order (row, column, channel) of the 2 x 2 patch.
         out: shape `(M, N)`, M being `B * ceil(H / 2) * ceil(W / 2)`.
         tile: `depth` divides `joined_channels`.
@@ -135,7 +140,7 @@ def merge(
         sums,
         out,
         out_sums,
-        out_magnitudes,
+        out_sums if out_magnitudes is None else out_magnitudes,
         out.shape[0],
         *size,
         N=n,
@@ -147,6 +152,7 @@ def merge(
         BK=tile.depth,
         P=triton.next_power_of_2(4 * slots(k // 4)),
         ODD=size[1] % 2 == 1,
+        MAGNITUDES=out_magnitudes is not None,
         **launch_options(x),
         num_warps=tile.warps,
         num_stages=tile.stages,
@@ -160,7 +166,7 @@ def merge_reference(
     weights: Weights,
     out: Tensor,
     out_sums: Tensor,
-    out_magnitudes: Tensor,
+    out_magnitudes: Tensor | None,
     tile: Tile,
 ) -> None:
     """What `merge` computes, in plain PyTorch and the precision of `x`."""
@@ -169,4 +175,5 @@ def merge_reference(
     joined = torch.cat([maps[:, down::2, right::2] for down in (0, 1) for right in (0, 1)], dim=-1)
     out.copy_(normed_product(joined.reshape(out.shape[0], -1), weights))
     out_sums.copy_(sums_of(out))
-    out_magnitudes.copy_(magnitudes_of(out))
+    if out_magnitudes is not None:
+        out_magnitudes.copy_(magnitudes_of(out))

@@ -126,11 +126,14 @@ def _rank(
     BO: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    begin(DEPENDENT)
     image = tl.program_id(1)
     partition = tl.program_id(2)
     w = tl.program_id(0) * BW + tl.arange(0, BW)
     mine = (partition * tl.num_programs(1) + image) * windows
+    n = tl.arange(0, P)
+    mask = (w < windows)[:, None] & (n < N)[None, :]
+    place = tl.load(places + (partition * windows + w)[:, None] * N + n[None, :], mask=mask, other=-1)
+    begin(DEPENDENT)
     # Scores are not negative, so their bits order as they do; NaN has a place too, and ranks stay a permutation.
     own = tl.load(scores + mine + w, mask=w < windows, other=0.0).to(tl.int32, bitcast=True)
     better = tl.zeros((BW,), tl.int32)
@@ -141,9 +144,6 @@ def _rank(
         beats |= (theirs[None, :] == own[:, None]) & (other[None, :] < w[:, None])
         better += tl.sum((beats & (other < windows)[None, :]).to(tl.int32), 1)
     tl.store(ranked + mine + better, w, mask=w < windows)
-    n = tl.arange(0, P)
-    mask = (w < windows)[:, None] & (n < N)[None, :]
-    place = tl.load(places + (partition * windows + w)[:, None] * N + n[None, :], mask=mask, other=-1)
     row = tl.where(place >= 0, image * tokens + place, -1)
     tl.store(table + (mine + better)[:, None] * N + n[None, :], row, mask=mask)
 

@@ -250,7 +250,7 @@ def search(launches: list[Launch], images: torch.Tensor, dtype: torch.dtype, spa
     """Time every candidate of every distinct launch, print the best of each, and write them all."""
     distinct = {launch.name.removesuffix(" shifted"): launch for launch in launches if candidates(launch)}
     jobs = [(name, tile) for name, launch in distinct.items() for tile in candidates(launch)]
-    workers = min(14, (os.cpu_count() or 2) - 1)
+    workers = min(30, (os.cpu_count() or 2) - 1)
     setting = (tuple(images.shape), str(dtype).removeprefix("torch."), sparsity)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool:  # compiling takes far longer than timing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -31,10 +31,12 @@ def forward(images: Tensor, plan: Plan, weights: BackboneWeights, kept: Sequence
     first = weights.embed
     scale = None if first.norm is None else (first.norm.scale, first.norm.shift, first.norm.eps)
     into = _first_rows(plan.stages[0], kept[0])
-    embed(images, first.weight, first.bias, scale, plan.position, plan.shape.patch, *into)
+    blocks = [block for stage in weights.stages for block in stage.blocks]
+    ahead = iter([*(block.memory for block in blocks), None])
+    embed(images, first.weight, first.bias, scale, plan.position, plan.shape.patch, *into, ahead=next(ahead))
     outs, beside = [], Beside(images.device)
     for number, (stage, of_stage) in enumerate(zip(plan.stages, weights.stages, strict=True)):
-        _blocks(plan, stage, of_stage.blocks, kept[number])
+        _blocks(plan, stage, of_stage.blocks, kept[number], ahead)
         if of_stage.norm is not None:
             assert stage.out is not None
             with beside():  # the next stage changes nothing that this reads
@@ -55,8 +57,10 @@ def _first_rows(stage: StagePlan, kept: Sequence[int]) -> tuple[Tensor, Tensor, 
     return stage.x, stage.sums, stage.magnitudes if kept[0] < stage.windows else None
 
 
-def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: Sequence[int]) -> None:
-    """All blocks of a stage, in place."""
+def _blocks(
+    plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: Sequence[int], ahead: Iterator[Tensor | None]
+) -> None:
+    """All blocks of a stage, in place; each has the weights of the next brought into L2, which `ahead` yields."""
     ranked = False
     for number, block in enumerate(blocks):
         count = kept[number // 2]
@@ -68,7 +72,7 @@ def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: 
             rank(stage.scores, stage.places, stage.size[0] * stage.size[1], stage.ranked, stage.table)
             ranked = True
         rows = stage.rows(number % 2, count)
-        _attend(plan, stage, block, rows, settled=not ranks)
+        _attend(plan, stage, block, rows, settled=not ranks, ahead=next(ahead))
         _feed_forward(plan, stage, block, rows)
 
 
@@ -78,11 +82,13 @@ def fuses_feed_forward(block: BlockWeights) -> bool:
     return channels <= tuning.FUSED_FEED_FORWARD and splits(channels) and hidden % tuning.HIDDEN_UNIT == 0
 
 
-def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, *, settled: bool) -> None:
+def _attend(
+    plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, *, settled: bool, ahead: Tensor | None
+) -> None:
     channels, window = stage.x.shape[1], plan.shape.window
     qkv, attended = plan.compact(0, rows.total, 3 * channels), plan.compact(1, rows.total, channels)
     tile = tuning.linear_tile(rows.total, 3 * channels, channels)
-    linear(stage.x, block.qkv, qkv, tile, source=rows, sums=stage.sums, settled=settled)
+    linear(stage.x, block.qkv, qkv, tile, source=rows, sums=stage.sums, settled=settled, ahead=ahead)
     attention(
         qkv,
         block.logits,

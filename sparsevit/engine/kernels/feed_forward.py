@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
-from sparsevit.engine.kernels.gelu import gelu
+from sparsevit.engine.kernels.dependent import begin, launch_options
+from sparsevit.engine.kernels.gelu import gelu, has_tanh
 from sparsevit.engine.kernels.linear import Weights
 from sparsevit.engine.kernels.parts import normalised, parts_of
 from sparsevit.engine.kernels.rows import Rows
@@ -36,6 +36,7 @@ def _feed_forward(
     HIDDEN: tl.constexpr,
     PART: tl.constexpr,
     EPS: tl.constexpr,
+    TANH: tl.constexpr,
     BM: tl.constexpr,
     BH: tl.constexpr,
     STAGES: tl.constexpr,
@@ -47,8 +48,6 @@ def _feed_forward(
     image = m // per_image
     row = tl.load(table + image * stride + (m - image * per_image), mask=inside, other=-1, cache_modifier=".cg")
     real = (row >= 0)[:, None]
-    prefetch(weight1, C * HIDDEN * (weight1.dtype.element_ty.primitive_bitwidth // 8), DEPENDENT)
-    prefetch(weight2, C * HIDDEN * (weight2.dtype.element_ty.primitive_bitwidth // 8), DEPENDENT)
     begin(DEPENDENT)
     c = tl.arange(0, PART)
     at = x + row.to(tl.int64)[:, None] * C + c[None, :]
@@ -66,7 +65,7 @@ def _feed_forward(
         if PART < C:
             hidden = tl.dot(y1, tl.load(read1 + (PART * HIDDEN + start)), hidden)
             hidden = tl.dot(y2, tl.load(read1 + (2 * PART * HIDDEN + start)), hidden)
-        hidden = gelu(hidden + tl.load(bias1 + start + h)[None, :]).to(y0.dtype)
+        hidden = gelu(hidden + tl.load(bias1 + start + h)[None, :], TANH).to(y0.dtype)
         acc0 = tl.dot(hidden, tl.load(read2 + start * C), acc0)
         if PART < C:
             acc1 = tl.dot(hidden, tl.load(read2 + (start * C + PART)), acc1)
@@ -112,6 +111,7 @@ def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, sums: T
         HIDDEN=hidden,
         PART=parts_of(channels),
         EPS=first.eps,
+        TANH=has_tanh(x),
         BM=tile.rows,
         BH=tile.columns,
         STAGES=tile.stages,

@@ -14,13 +14,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
-from sparsevit.engine.kernels.gelu import gelu
+from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch, units
+from sparsevit.engine.kernels.gelu import gelu, has_tanh
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import SLOT, load_slots, slots, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
 
-EARLY_RESIDUAL = 32
+EARLY_RESIDUAL = 64
 """Up to so many values of a thread's block, what results are added to is read before the products."""
 
 
@@ -55,7 +55,7 @@ def normed(acc, total, squares, of_columns, K: tl.constexpr, EPS: tl.constexpr):
     return deviation[:, None] * (acc - mean[:, None] * of_columns[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "per_image", "stride", "settled"])
+@triton.jit(do_not_specialize=["rows", "per_image", "stride", "settled", "ahead_units"])
 def _linear(
     x,
     weight,
@@ -65,10 +65,12 @@ def _linear(
     sums,
     table,
     out,
+    ahead,
     rows,
     per_image,
     stride,
     settled,
+    ahead_units,
     N: tl.constexpr,
     K: tl.constexpr,
     GATHERED: tl.constexpr,
@@ -76,6 +78,7 @@ def _linear(
     EPS: tl.constexpr,
     PADS_AFTER: tl.constexpr,
     GELU: tl.constexpr,
+    TANH: tl.constexpr,
     ADD: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -96,10 +99,7 @@ def _linear(
         listed = table + image * stride + (m - image * per_image)
         row = tl.load(listed, mask=inside & (settled != 0), other=-1, cache_modifier=".cg")
         real = row >= 0
-    prefetch(weight, N * K * (weight.dtype.element_ty.primitive_bitwidth // 8), DEPENDENT)
-    prefetch(bias, N * 4, DEPENDENT)
-    if NORM:
-        prefetch(column_sums, N * 4, DEPENDENT)
+    prefetch(ahead, ahead_units, DEPENDENT)
     mask = real[:, None] & (n[None, :] < N)
     if EARLY:
         place = out + row.to(tl.int64)[:, None] * N + n[None, :]
@@ -132,7 +132,7 @@ def _linear(
     else:
         acc += shift[None, :]
     if GELU:
-        acc = gelu(acc)
+        acc = gelu(acc, TANH)
     if ADD:
         if not EARLY:
             place = out + row.to(tl.int64)[:, None] * N + n[None, :]
@@ -157,6 +157,7 @@ def linear(
     sums: Tensor | None = None,
     activate: bool = False,
     settled: bool = True,
+    ahead: Tensor | None = None,
 ) -> None:
     """Norm (where the weights have one), linear layer and GELU (if `activate`) of rows.
 
@@ -167,6 +168,7 @@ def linear(
         sums: of the token buffer's rows, shape `(R, S, 2)`, float32: read for a norm, written where results are added.
         settled: whether the table of rows is older than the kernel launched before. With `target` it must be, and so
             must be the rows to which results are added.
+        ahead: memory that later kernels read, to be brought into L2 meanwhile; aligned to 16 bytes.
     """
     selected = source or target
     rows = selected.total if selected else x.shape[0]
@@ -184,10 +186,12 @@ def linear(
         weights.bias if sums is None else sums,
         selected.table if selected else x,
         out,
+        x if ahead is None else ahead,
         rows,
         selected.per_image if selected else rows,
         selected.table.shape[1] if selected else 0,
         int(settled),
+        units(ahead),
         N=n,
         K=k,
         GATHERED=source is not None,
@@ -195,6 +199,7 @@ def linear(
         EPS=weights.eps or 0.0,
         PADS_AFTER=source is not None and weights.pads_after_norm,
         GELU=activate,
+        TANH=has_tanh(x),
         ADD=target is not None,
         BM=tile.rows,
         BN=tile.columns,
@@ -218,6 +223,7 @@ def linear_reference(
     sums: Tensor | None = None,
     activate: bool = False,
     settled: bool = True,
+    ahead: Tensor | None = None,
 ) -> None:
     """What `linear` computes, in plain PyTorch and the precision of `x`."""
     rows = source.gather(x) if source else x

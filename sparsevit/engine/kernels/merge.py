@@ -66,9 +66,7 @@ def _merge(
     corner = (image * height + y) * width + left
     below = inside & (y + 1 < height)
     beside = left + 1 < width
-    prefetch(weight, N * K * (weight.dtype.element_ty.primitive_bitwidth // 8), DEPENDENT)
-    prefetch(bias, N * 4, DEPENDENT)
-    prefetch(column_sums, N * 4, DEPENDENT)
+    prefetch(weight, N * K * weight.dtype.element_ty.primitive_bitwidth // 128, DEPENDENT)
     begin(DEPENDENT)
     if NORM:
         upper = pair_sums(sums, corner, inside, beside, C, P)

@@ -30,27 +30,37 @@ FUSED_FEED_FORWARD = 128
 HIDDEN_UNIT = 64
 """The fused feed-forward network takes hidden channels by so many at most."""
 
-FEED_FORWARD = Tile(64, HIDDEN_UNIT, 0, 4, 2)
-"""Of the fused feed-forward network; its columns are hidden channels."""
+
+def feed_forward_tile(rows: int, channels: int) -> Tile:
+    """Of the fused feed-forward network; columns are hidden channels."""
+    if rows >= 65536 and channels <= 96:  # two programs to a multiprocessor, and at least two waves of them
+        return Tile(128, HIDDEN_UNIT, 0, 8, 3, registers=128)
+    return Tile(64, HIDDEN_UNIT, 0, 4, 2)
 
 
 def linear_tile(rows: int, columns: int, depth: int) -> Tile:
     """Of a product of `rows` x `columns`, whose sum is taken in steps that divide `depth`.
 
-    Measured on an H200 at the shapes of Swin-T. There are few classes, as each is compiled once for each layer.
+    Measured on an H200 at the shapes of Swin-T, dense, at 30 % and at 60 %. There are few classes, as each is compiled
+    once for each layer.
     """
     step = min(64, depth & -depth)
     if step < 64:  # the first stage: bound by memory, and sums are short
         return Tile(128, min(64, _power(columns)), step, 4, 3)
     if columns < 256 and columns % 128:  # a wide block would be half empty
-        return Tile(128, min(64, _power(columns)), step, 4, 3)
+        programs = -(-rows // 128) * -(-columns // 64)
+        return Tile(128, min(64, _power(columns)), step, 4, 4 if programs <= 264 else 3)
     blocks = -(-rows // 128) * -(-columns // 128)
-    if blocks >= 220:
-        return Tile(128, 128, step, 4, 3)
+    if blocks >= 200:
+        return Tile(128, 128, step, 8 if 264 < blocks < 400 else 4, 3)
     if blocks >= 130:
         return Tile(64, 128, step, 4, 3)
     if blocks >= 80:  # just one wave
         return Tile(128, 128, step, 8, 3)
+    if blocks >= 45:
+        return Tile(128, 64, step, 4, 4)
+    if depth > 1024 and depth % 128 == 0:
+        return Tile(64, 64, 128, 4, 3)
     return Tile(64, 64, step, 4, 4)
 
 
@@ -62,7 +72,7 @@ def merge_tile(rows: int, columns: int, depth: int) -> Tile:
     """
     step = min(64, depth & -depth)
     if columns < 256 and columns % 128:
-        return Tile(128, min(64, _power(columns)), step, 4, 3)
+        return Tile(128, min(64, _power(columns)), step, 8 if columns > 32 else 4, 3)
     blocks = -(-rows // 128) * -(-columns // 128)
     if blocks >= 250:
         return Tile(128, 128, step, 8, 3)
@@ -73,9 +83,13 @@ def merge_tile(rows: int, columns: int, depth: int) -> Tile:
     return Tile(64, 64, step, 4, 5)
 
 
-def attention_choice(heads: int) -> dict[str, int]:
-    """How many programs the attention kernel starts, and how deep its pipeline is."""
-    return {"programs": 528 if heads in (6, 24) else 1056, "stages": 3 if heads <= 6 else 2}
+def attention_choice(heads: int, windows: int) -> dict[str, int]:
+    """How many programs the attention kernel starts for `windows` of all images, and how deep its pipeline is."""
+    if heads <= 6:
+        return {"programs": 528 if heads == 6 else 1056, "stages": 3}
+    if heads < 24 and heads * windows < 1500:
+        return {"programs": 264, "stages": 3}
+    return {"programs": 528 if heads >= 24 else 1056, "stages": 2}
 
 
 def _power(value: int) -> int:

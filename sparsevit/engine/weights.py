@@ -7,9 +7,7 @@ padded to a power of 2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import cast
 
 import torch
@@ -20,9 +18,6 @@ from sparsevit.model.backbone import PatchEmbed, PatchMerging, SparseSwin, Stage
 from sparsevit.model.block import SwinBlock
 
 LOG2_E = math.log2(math.e)
-
-ALIGNED = 256
-"""Bytes; as allocators align."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +42,7 @@ class EmbedWeights:
 
 @dataclass(frozen=True, eq=False)
 class BlockWeights:
-    """A block. Queries are scaled by 1 / sqrt(D) and log2 e, logits `(h, P, P)` in base 2.
-
-    memory: what all of these lie in, in the order of their use, `(bytes,)`, so that a kernel can ask for all at once.
-    """
+    """A block. Queries are scaled by 1 / sqrt(D) and log2 e, logits `(h, P, P)` in base 2."""
 
     shift: int
     qkv: Weights
@@ -58,7 +50,6 @@ class BlockWeights:
     projection: Weights
     first: Weights
     second: Weights
-    memory: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,46 +149,14 @@ def _block(block: SwinBlock, dtype: torch.dtype) -> BlockWeights:
     scale = torch.ones(3 * channels, device=attention.proj.weight.device)
     scale[:channels] = attention.scale * LOG2_E
     first, second = block.ffn.layers[0], block.ffn.layers[1]
-    qkv = fold(attention.qkv, block.norm1, dtype, scale=scale, after=not block.pad_before_norm)
-    projection = fold(attention.proj, None, dtype)
-    hidden = fold(cast(nn.Linear, cast(nn.Sequential, first)[0]), block.norm2, dtype)
-    out = fold(cast(nn.Linear, second), None, dtype)
-    logits = padded_logits(attention.bias())
-    memory, moved = side_by_side([*_tensors(qkv), logits, *_tensors(projection), *_tensors(hidden), *_tensors(out)])
     return BlockWeights(
         shift=block.shift,
-        qkv=_with(qkv, moved),
-        logits=next(moved),
-        projection=_with(projection, moved),
-        first=_with(hidden, moved),
-        second=_with(out, moved),
-        memory=memory,
+        qkv=fold(attention.qkv, block.norm1, dtype, scale=scale, after=not block.pad_before_norm),
+        logits=padded_logits(attention.bias()),
+        projection=fold(attention.proj, None, dtype),
+        first=fold(cast(nn.Linear, cast(nn.Sequential, first)[0]), block.norm2, dtype),
+        second=fold(cast(nn.Linear, second), None, dtype),
     )
-
-
-def side_by_side(tensors: Sequence[Tensor]) -> tuple[Tensor, Iterator[Tensor]]:
-    """Copies of tensors in one piece of memory, and that memory as bytes."""
-    ends = list(accumulate(-(-each.nbytes // ALIGNED) * ALIGNED for each in tensors))
-    memory = torch.empty(ends[-1], dtype=torch.uint8, device=tensors[0].device)
-    views = [
-        memory[end - -(-each.nbytes // ALIGNED) * ALIGNED :][: each.nbytes].view(each.dtype).view(each.shape)
-        for each, end in zip(tensors, ends, strict=True)
-    ]
-    for view, each in zip(views, tensors, strict=True):
-        view.copy_(each)
-    return memory, iter(views)
-
-
-def _tensors(weights: Weights) -> list[Tensor]:
-    padding = [weights.padding] if weights.pads_after_norm else []
-    return [weights.weight, weights.bias, weights.column_sums, *padding]
-
-
-def _with(weights: Weights, moved: Iterator[Tensor]) -> Weights:
-    """The same layer with its tensors elsewhere."""
-    weight, bias, column_sums = next(moved), next(moved), next(moved)
-    padding = next(moved) if weights.pads_after_norm else bias
-    return Weights(weight, bias, padding, column_sums, weights.eps)
 
 
 def _norm(norm: nn.LayerNorm | None) -> Norm | None:

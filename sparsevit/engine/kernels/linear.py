@@ -20,9 +20,6 @@ from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import SLOT, load_slots, slots, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
 
-EARLY_RESIDUAL = 64
-"""Up to so many values of a thread's block, what results are added to is read before the products."""
-
 
 @dataclass(frozen=True, eq=False)
 class Weights:
@@ -205,7 +202,7 @@ def linear(
         BN=tile.columns,
         BK=tile.depth,
         SLOTS=triton.next_power_of_2(slots(k)),
-        EARLY=target is not None and tile.rows * tile.columns <= EARLY_RESIDUAL * 32 * tile.warps,
+        EARLY=target is not None and tile.columns <= 64,  # wider blocks leave no registers for it
         **launch_options(x),
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -13,7 +13,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,8 @@ LINEAR = (
     (64, 64, 64, 4, 3), (64, 64, 64, 4, 4), (64, 128, 64, 4, 3), (64, 128, 64, 4, 4), (128, 64, 64, 4, 3),
     (128, 64, 64, 4, 4), (128, 64, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 64, 8, 3), (128, 128, 64, 8, 4),
     (128, 256, 64, 8, 3), (64, 256, 64, 8, 3), (128, 128, 128, 8, 2), (64, 64, 128, 4, 3), (64, 128, 128, 4, 2),
-    (128, 64, 32, 4, 3), (128, 128, 32, 8, 3), (64, 128, 32, 4, 3),
+    (128, 64, 32, 4, 3), (128, 128, 32, 8, 3), (64, 128, 32, 4, 3), (64, 64, 64, 4, 2), (64, 128, 64, 4, 2),
+    (128, 64, 64, 4, 2), (128, 128, 64, 4, 2), (64, 128, 64, 8, 3),
 )  # fmt: skip
 """Rows, columns, depth, warps, stages."""
 
@@ -217,8 +218,8 @@ MERGE = (
 
 def candidates(launch: Launch) -> list[Choice]:
     """Block sizes worth trying."""
-    kind = launch.name.split()[0]
-    if kind == "feed_forward":
+    name = launch.name.split()[0]
+    if name == "feed_forward":
         limit = 128 if launch.arguments[0].shape[1] <= 96 else 168
         return [
             Tile(rows, columns, 0, warps, stages, registers)
@@ -227,18 +228,19 @@ def candidates(launch: Launch) -> list[Choice]:
             for stages in (2, 3)
             for registers in (None, limit)
         ]
-    if kind in ("linear", "merge"):
+    if name in ("linear", "merge"):
         x = launch.arguments[0]
-        k = x.shape[1] if kind == "linear" else joined_channels(launch.arguments[2], x.shape[1])
-        tiles = LINEAR if kind == "linear" else LINEAR + MERGE
-        return [Tile(*each) for each in tiles if k % each[2] == 0 and (each[2] > 32 or k % 64)]
-    if kind == "attention":
+        k = x.shape[1] if name == "linear" else joined_channels(launch.arguments[2], x.shape[1])
+        found = [Tile(*each) for each in (LINEAR if name == "linear" else LINEAR + MERGE)]
+        found = [tile for tile in found if k % tile.depth == 0 and (tile.depth > 32 or k % 64)]
+        return found + [replace(tile, early=True) for tile in found if launch.keywords.get("target")]
+    if name == "attention":
         return [
             (("programs", programs), ("stages", stages), ("warps", warps))
             for programs in (264, 528, 1056, 2112)
             for stages, warps in ((1, 4), (2, 4), (3, 4), (2, 2))
         ]
-    if kind == "embed":
+    if name == "embed":
         return [
             (("rows", rows), ("warps", warps))
             for rows, warps in ((32, 2), (32, 4), (64, 4), (64, 8), (128, 4), (128, 8), (256, 8))
@@ -247,29 +249,56 @@ def candidates(launch: Launch) -> list[Choice]:
 
 
 def search(launches: list[Launch], images: torch.Tensor, dtype: torch.dtype, sparsity: str, path: Path) -> None:
-    """Time every candidate of every distinct launch, print the best of each, and write them all."""
-    distinct = {launch.name.removesuffix(" shifted"): launch for launch in launches if candidates(launch)}
-    jobs = [(name, tile) for name, launch in distinct.items() for tile in candidates(launch)]
+    """Time a pass with every candidate of every distinct launch, one after the other, keeping what makes it shorter.
+
+    A launch alone says too little: in a pass it waits for room beside the one before, and finds other things in caches.
+    """
+    chain = [launch for launch in launches if not launch.name.startswith("norm")]  # norms run beside
+    distinct = {kind(launch): launch for launch in chain if candidates(launch)}
+    jobs = [(name, choice) for name, launch in distinct.items() for choice in candidates(launch)]
     workers = min(30, (os.cpu_count() or 2) - 1)
     setting = (tuple(images.shape), str(dtype).removeprefix("torch."), sparsity)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool:  # compiling takes far longer than timing
         parts = [pool.submit(compile_all, setting, jobs[i::workers]) for i in range(workers)]
         works = {job for part in parts for job in part.result()}
+    chosen: dict[str, Choice | None] = {}
+
+    def time_pass() -> float:
+        replay = in_graph(lambda: [launch.run(chosen.get(kind(launch))) for launch in chain])
+        return medians([replay], 0.08, warm_up=0.01)[0] * 1000
+
+    now = time_pass()
+    print(f"{sparsity}: a pass without norms {now:.1f} us")
     results: dict[str, list[dict[str, Any]]] = {}
     for name, launch in distinct.items():
-        choices = [tile for tile in candidates(launch) if (name, tile) in works]
-        times = time_alone([(launch, None), *((launch, tile) for tile in choices)], 0.02)
-        ranked = sorted(zip(times[1:], choices, strict=True), key=lambda pair: pair[0])
-        results[name] = [{"us": us, **(asdict(one) if isinstance(one, Tile) else dict(one))} for us, one in ranked]
-        print(f"{name:34s} now {times[0]:8.2f} us, floor {launch.floor_us:7.2f}")
-        for us, one in ranked[:4]:
-            print(
-                f"    {us:8.2f} us  {' '.join(str(each) for each in (astuple(one) if isinstance(one, Tile) else one))}"
-            )
+        count = sum(kind(each) == name for each in chain)
+        found = []
+        for choice in candidates(launch):
+            if (name, choice) in works:
+                chosen[name] = choice
+                found.append((time_pass(), choice))
+        found.sort(key=lambda pair: pair[0])
+        print(f"{name} x {count}, floor {launch.floor_us:.2f} us")
+        for us, choice in found[:4]:
+            print(f"    {(us - now) / count:+8.2f} us each  {shown(choice)}")
+        results[name] = [{"pass_us": us, **(asdict(one) if isinstance(one, Tile) else dict(one))} for us, one in found]
+        chosen[name] = found[0][1] if found and found[0][0] < now - 0.5 else None
+        now = min(now, found[0][0]) if chosen[name] is not None else now
+    print(f"{sparsity}: with the best of each {time_pass():.1f} us")
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         json.dump(results, file, indent=1)
     os.replace(file.name, path)
+
+
+def kind(launch: Launch) -> str:
+    """Launches that share their block sizes have the same."""
+    return launch.name.removesuffix(" shifted")
+
+
+def shown(choice: Choice) -> str:
+    values = astuple(choice) if isinstance(choice, Tile) else [f"{name} {value}" for name, value in choice]
+    return " ".join(str(each) for each in values)
 
 
 def compile_all(setting: tuple[tuple[int, ...], str, str], jobs: list[tuple[str, Choice]]) -> list[tuple[str, Choice]]:
@@ -278,7 +307,7 @@ def compile_all(setting: tuple[tuple[int, ...], str, str], jobs: list[tuple[str,
     dtype = getattr(torch, dtype_name)
     model = build("tiny").cuda()
     launches = {
-        launch.name.removesuffix(" shifted"): launch
+        kind(launch): launch
         for launch in record(model, torch.randn(shape, device="cuda", dtype=dtype), dtype, sparsity)
     }
     works = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -31,11 +31,10 @@ def forward(images: Tensor, plan: Plan, weights: BackboneWeights, kept: Sequence
     first = weights.embed
     scale = None if first.norm is None else (first.norm.scale, first.norm.shift, first.norm.eps)
     into = _first_rows(plan.stages[0], kept[0])
-    ahead = iter([*_in_order(weights), None])
-    embed(images, first.weight, first.bias, scale, plan.position, plan.shape.patch, *into, ahead=next(ahead))
+    embed(images, first.weight, first.bias, scale, plan.position, plan.shape.patch, *into)
     outs, beside = [], Beside(images.device)
     for number, (stage, of_stage) in enumerate(zip(plan.stages, weights.stages, strict=True)):
-        _blocks(plan, stage, of_stage.blocks, kept[number], ahead)
+        _blocks(plan, stage, of_stage.blocks, kept[number])
         if of_stage.norm is not None:
             assert stage.out is not None
             with beside():  # the next stage changes nothing that this reads
@@ -46,22 +45,9 @@ def forward(images: Tensor, plan: Plan, weights: BackboneWeights, kept: Sequence
             rows, columns = following.x.shape
             tile = tuning.merge_tile(rows, columns, joined_channels(stage.size, stage.x.shape[1]))
             into = _first_rows(following, kept[number + 1])
-            merge(stage.x, stage.sums, stage.size, of_stage.merging, *into, tile, ahead=next(ahead))
+            merge(stage.x, stage.sums, stage.size, of_stage.merging, *into, tile)
     beside.join()
     return tuple(outs)
-
-
-def _in_order(weights: BackboneWeights) -> Iterator[Tensor]:
-    """The weights of a pass's products in turn: each kernel has those of the next brought into L2."""
-    for stage in weights.stages:
-        for block in stage.blocks:
-            yield block.qkv.weight
-            yield block.projection.weight
-            yield block.first.weight
-            if not fuses_feed_forward(block):
-                yield block.second.weight
-        if stage.merging is not None:
-            yield stage.merging.weight
 
 
 def _first_rows(stage: StagePlan, kept: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -69,9 +55,7 @@ def _first_rows(stage: StagePlan, kept: Sequence[int]) -> tuple[Tensor, Tensor, 
     return stage.x, stage.sums, stage.magnitudes if kept[0] < stage.windows else None
 
 
-def _blocks(
-    plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: Sequence[int], ahead: Iterator[Tensor | None]
-) -> None:
+def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: Sequence[int]) -> None:
     """All blocks of a stage, in place."""
     ranked = False
     for number, block in enumerate(blocks):
@@ -84,8 +68,8 @@ def _blocks(
             rank(stage.scores, stage.places, stage.size[0] * stage.size[1], stage.ranked, stage.table)
             ranked = True
         rows = stage.rows(number % 2, count)
-        _attend(plan, stage, block, rows, ahead, settled=not ranks)
-        _feed_forward(plan, stage, block, rows, ahead)
+        _attend(plan, stage, block, rows, settled=not ranks)
+        _feed_forward(plan, stage, block, rows)
 
 
 def fuses_feed_forward(block: BlockWeights) -> bool:
@@ -94,13 +78,11 @@ def fuses_feed_forward(block: BlockWeights) -> bool:
     return channels <= tuning.FUSED_FEED_FORWARD and splits(channels) and hidden % tuning.HIDDEN_UNIT == 0
 
 
-def _attend(
-    plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, ahead: Iterator[Tensor | None], *, settled: bool
-) -> None:
+def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, *, settled: bool) -> None:
     channels, window = stage.x.shape[1], plan.shape.window
     qkv, attended = plan.compact(0, rows.total, 3 * channels), plan.compact(1, rows.total, channels)
     tile = tuning.linear_tile(rows.total, 3 * channels, channels)
-    linear(stage.x, block.qkv, qkv, tile, source=rows, sums=stage.sums, settled=settled, ahead=next(ahead))
+    linear(stage.x, block.qkv, qkv, tile, source=rows, sums=stage.sums, settled=settled)
     attention(
         qkv,
         block.logits,
@@ -109,22 +91,20 @@ def _attend(
         window=window,
         shift=block.shift,
         grid=stage.grid,
-        **tuning.attention_choice(block.logits.shape[0], rows.total_windows),
+        **tuning.attention_choice(block.logits.shape[0]),
     )
     tile = tuning.linear_tile(rows.total, channels, channels)
-    linear(attended, block.projection, stage.x, tile, target=rows, sums=stage.sums, ahead=next(ahead))
+    linear(attended, block.projection, stage.x, tile, target=rows, sums=stage.sums)
 
 
-def _feed_forward(
-    plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, ahead: Iterator[Tensor | None]
-) -> None:
+def _feed_forward(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> None:
     channels, hidden = block.first.weight.shape
     if fuses_feed_forward(block):
         tile = tuning.feed_forward_tile(rows.total, channels)
-        feed_forward(stage.x, block.first, block.second, rows, stage.sums, tile, ahead=next(ahead))
+        feed_forward(stage.x, block.first, block.second, rows, stage.sums, tile)
         return
     inner = plan.compact(0, rows.total, hidden)
     tile = tuning.linear_tile(rows.total, hidden, channels)
-    linear(stage.x, block.first, inner, tile, source=rows, sums=stage.sums, activate=True, ahead=next(ahead))
+    linear(stage.x, block.first, inner, tile, source=rows, sums=stage.sums, activate=True)
     tile = tuning.linear_tile(rows.total, channels, hidden)
-    linear(inner, block.second, stage.x, tile, target=rows, sums=stage.sums, ahead=next(ahead))
+    linear(inner, block.second, stage.x, tile, target=rows, sums=stage.sums)

@@ -14,6 +14,7 @@ class Tile:
     warps: per program.
     stages: of the pipeline of loads.
     registers: per thread at most, so that more programs share a multiprocessor; None leaves it to the compiler.
+    early: whether what results are added to is read before the products, into registers.
     """
 
     rows: int
@@ -22,6 +23,7 @@ class Tile:
     warps: int
     stages: int
     registers: int | None = None
+    early: bool = False
 
 
 FUSED_FEED_FORWARD = 128
@@ -46,10 +48,10 @@ def linear_tile(rows: int, columns: int, depth: int) -> Tile:
     """
     step = min(64, depth & -depth)
     if step < 64:  # the first stage: bound by memory, and sums are short
-        return Tile(128, min(64, _power(columns)), step, 4, 3)
+        return Tile(128, min(64, _power(columns)), step, 4, 3, early=True)
     if columns < 256 and columns % 128:  # a wide block would be half empty
         programs = -(-rows // 128) * -(-columns // 64)
-        return Tile(128, min(64, _power(columns)), step, 4, 4 if programs <= 264 else 3)
+        return Tile(128, min(64, _power(columns)), step, 4, 4 if programs <= 264 else 3, early=True)
     blocks = -(-rows // 128) * -(-columns // 128)
     if blocks >= 200:
         return Tile(128, 128, step, 8 if 264 < blocks < 400 else 4, 3)
@@ -58,10 +60,10 @@ def linear_tile(rows: int, columns: int, depth: int) -> Tile:
     if blocks >= 80:  # just one wave
         return Tile(128, 128, step, 8, 3)
     if blocks >= 45:
-        return Tile(128, 64, step, 4, 4)
+        return Tile(128, 64, step, 4, 4, early=True)
     if depth > 1024 and depth % 128 == 0:
-        return Tile(64, 64, 128, 4, 3)
-    return Tile(64, 64, step, 4, 4)
+        return Tile(64, 64, 128, 4, 3, early=True)
+    return Tile(64, 64, step, 4, 4, early=True)
 
 
 def merge_tile(rows: int, columns: int, depth: int) -> Tile:
@@ -83,12 +85,10 @@ def merge_tile(rows: int, columns: int, depth: int) -> Tile:
     return Tile(64, 64, step, 4, 5)
 
 
-def attention_choice(heads: int, windows: int) -> dict[str, int]:
-    """How many programs the attention kernel starts for `windows` of all images, and how deep its pipeline is."""
+def attention_choice(heads: int) -> dict[str, int]:
+    """How many programs the attention kernel starts, and how deep its pipeline is."""
     if heads <= 6:
         return {"programs": 528 if heads == 6 else 1056, "stages": 3}
-    if heads < 24 and heads * windows < 1500:
-        return {"programs": 264, "stages": 3}
     return {"programs": 528 if heads >= 24 else 1056, "stages": 2}
 
 

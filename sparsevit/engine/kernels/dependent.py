@@ -17,9 +17,6 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-AHEAD = 16 * 2**20
-"""Bytes that a kernel asks for at most."""
-
 
 @triton.jit
 def begin(DEPENDENT: tl.constexpr):
@@ -30,16 +27,18 @@ def begin(DEPENDENT: tl.constexpr):
 
 
 @triton.jit
-def prefetch(start, units, DEPENDENT: tl.constexpr):
-    """Have memory from `start` on brought into L2: each of the first programs asks for its part of it.
+def prefetch(start, COUNT: tl.constexpr, DEPENDENT: tl.constexpr):
+    """Have so many values from `start` on brought into L2: each of the first programs asks for its part of them.
 
-    For weights, which were last used a pass ago. A thread asks once for all of its program's part; a request for each
-    line takes longer than most kernels. `units` are of 16 bytes, to which `start` is aligned.
+    For weights, which were last used a pass ago: they are on their way while the kernel before this one ends. A thread
+    asks once for all of its program's part; a request for each line takes longer than most kernels. `start` is aligned
+    to 16 bytes.
     """
     if DEPENDENT:
-        share = tl.cdiv(units, tl.minimum(tl.num_programs(0), 128))
+        UNITS: tl.constexpr = COUNT * start.dtype.element_ty.primitive_bitwidth // 128
+        share = tl.cdiv(UNITS, tl.minimum(tl.num_programs(0), 128))
         first = tl.program_id(0) * share
-        length = tl.minimum(share, units - first) * 16
+        length = tl.minimum(share, UNITS - first) * 16
         tl.inline_asm_elementwise(
             """{
             .reg .u32 thread;
@@ -56,11 +55,6 @@ def prefetch(start, units, DEPENDENT: tl.constexpr):
             is_pure=False,
             pack=1,
         )
-
-
-def units(memory: Tensor | None) -> int:
-    """How much of it `prefetch` is to ask for: no more than leaves room in L2 for what kernels work on meanwhile."""
-    return 0 if memory is None else min(memory.nbytes, AHEAD) // 16
 
 
 def launch_options(x: Tensor) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch, units
+from sparsevit.engine.kernels.dependent import begin, launch_options
 from sparsevit.engine.kernels.sums import magnitudes_of, slots, store_magnitude, store_sums, sums_of
 
 
-@triton.jit(do_not_specialize=["rows", "height", "width", "token_rows", "token_columns", "ahead_units"])
+@triton.jit(do_not_specialize=["rows", "height", "width", "token_rows", "token_columns"])
 def _embed(
     image,
     weight,
@@ -25,13 +25,11 @@ def _embed(
     out,
     sums,
     magnitudes,
-    ahead,
     rows,
     height,
     width,
     token_rows,
     token_columns,
-    ahead_units,
     C: tl.constexpr,
     BC: tl.constexpr,
     COLOURS: tl.constexpr,
@@ -70,7 +68,6 @@ def _embed(
         inside &= pixel < PATCH
     if not WHOLE:
         inside &= x[:, None, None] + pixel < width
-    prefetch(ahead, ahead_units, DEPENDENT)
     begin(DEPENDENT)
     pixels = tl.load(image + (corner[:, None] + across[None, :])[:, :, None] + pixel, mask=inside, other=0.0)
     patch = tl.reshape(pixels.to(kernel.dtype), (BM, BK))
@@ -103,7 +100,6 @@ def embed(
     *,
     rows: int = 64,
     warps: int = 4,
-    ahead: Tensor | None = None,
 ) -> None:
     """Tokens of images.
 
@@ -117,7 +113,6 @@ def embed(
         out: shape `(B * T, C)`; patches at the bottom and right are filled up with 0.
         sums, magnitudes: of each token, shapes `(B * T, S, 2)` and `(B * T, S)`, float32; see `sums.py`. Magnitudes
             are wanted where windows are ranked next.
-        ahead: as for `linear`.
     """
     _, colours, height, width = images.shape
     channels = weight.shape[1]
@@ -134,13 +129,11 @@ def embed(
         out,
         sums,
         sums if magnitudes is None else magnitudes,
-        sums if ahead is None else ahead,
         out.shape[0],
         height,
         width,
         token_rows,
         token_columns,
-        units(ahead),
         C=channels,
         BC=max(16, triton.next_power_of_2(channels)),
         COLOURS=colours,
@@ -172,7 +165,6 @@ def embed_reference(
     *,
     rows: int = 64,
     warps: int = 4,
-    ahead: Tensor | None = None,
 ) -> None:
     """What `embed` computes, in plain PyTorch and the precision of `out`."""
     height, width = images.shape[-2:]

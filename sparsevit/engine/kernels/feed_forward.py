@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch, units
+from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
 from sparsevit.engine.kernels.gelu import gelu, has_tanh
 from sparsevit.engine.kernels.linear import Weights
 from sparsevit.engine.kernels.parts import normalised, parts_of
@@ -20,7 +20,7 @@ from sparsevit.engine.kernels.sums import slots, store_sums, sums_of
 from sparsevit.engine.tuning import Tile
 
 
-@triton.jit(do_not_specialize=["rows", "per_image", "stride", "ahead_units"])
+@triton.jit(do_not_specialize=["rows", "per_image", "stride"])
 def _feed_forward(
     x,
     table,
@@ -29,11 +29,9 @@ def _feed_forward(
     weight2,
     bias2,
     sums,
-    ahead,
     rows,
     per_image,
     stride,
-    ahead_units,
     C: tl.constexpr,
     HIDDEN: tl.constexpr,
     PART: tl.constexpr,
@@ -50,7 +48,8 @@ def _feed_forward(
     image = m // per_image
     row = tl.load(table + image * stride + (m - image * per_image), mask=inside, other=-1, cache_modifier=".cg")
     real = (row >= 0)[:, None]
-    prefetch(ahead, ahead_units, DEPENDENT)
+    prefetch(weight1, C * HIDDEN, DEPENDENT)
+    prefetch(weight2, C * HIDDEN, DEPENDENT)
     begin(DEPENDENT)
     c = tl.arange(0, PART)
     at = x + row.to(tl.int64)[:, None] * C + c[None, :]
@@ -95,7 +94,6 @@ def feed_forward(
     rows: Rows,
     sums: Tensor,
     tile: Tile,
-    ahead: Tensor | None = None,
 ) -> None:
     """Add the feed-forward network's output to rows of the token buffer, in place.
 
@@ -105,7 +103,6 @@ def feed_forward(
         rows: which to work on; their table is older than the kernel launched before.
         sums: of the rows of `x`, shape `(R, S, 2)`, float32, written for those worked on; see `sums.py`.
         tile: `columns` are hidden channels at a time; `depth` is not used.
-        ahead: as for `linear`.
     """
     channels, hidden = first.weight.shape
     _feed_forward[(triton.cdiv(rows.total, tile.rows),)](
@@ -116,11 +113,9 @@ def feed_forward(
         second.weight,
         second.bias,
         sums,
-        x if ahead is None else ahead,
         rows.total,
         rows.per_image,
         rows.table.shape[1],
-        units(ahead),
         C=channels,
         HIDDEN=hidden,
         PART=parts_of(channels),
@@ -143,7 +138,6 @@ def feed_forward_reference(
     rows: Rows,
     sums: Tensor,
     tile: Tile,
-    ahead: Tensor | None = None,
 ) -> None:
     """What `feed_forward` computes, in plain PyTorch and the precision of `x`."""
     before = rows.gather(x)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch, units
+from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
 from sparsevit.engine.kernels.gelu import gelu, has_tanh
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import SLOT, load_slots, slots, store_block_sums, sums_of
@@ -52,7 +52,7 @@ def normed(acc, total, squares, of_columns, K: tl.constexpr, EPS: tl.constexpr):
     return deviation[:, None] * (acc - mean[:, None] * of_columns[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "per_image", "stride", "settled", "ahead_units"])
+@triton.jit(do_not_specialize=["rows", "per_image", "stride", "settled"])
 def _linear(
     x,
     weight,
@@ -62,12 +62,10 @@ def _linear(
     sums,
     table,
     out,
-    ahead,
     rows,
     per_image,
     stride,
     settled,
-    ahead_units,
     N: tl.constexpr,
     K: tl.constexpr,
     GATHERED: tl.constexpr,
@@ -96,7 +94,7 @@ def _linear(
         listed = table + image * stride + (m - image * per_image)
         row = tl.load(listed, mask=inside & (settled != 0), other=-1, cache_modifier=".cg")
         real = row >= 0
-    prefetch(ahead, ahead_units, DEPENDENT)
+    prefetch(weight, K * N, DEPENDENT)
     mask = real[:, None] & (n[None, :] < N)
     if EARLY:
         place = out + row.to(tl.int64)[:, None] * N + n[None, :]
@@ -154,7 +152,6 @@ def linear(
     sums: Tensor | None = None,
     activate: bool = False,
     settled: bool = True,
-    ahead: Tensor | None = None,
 ) -> None:
     """Norm (where the weights have one), linear layer and GELU (if `activate`) of rows.
 
@@ -165,7 +162,6 @@ def linear(
         sums: of the token buffer's rows, shape `(R, S, 2)`, float32: read for a norm, written where results are added.
         settled: whether the table of rows is older than the kernel launched before. With `target` it must be, and so
             must be the rows to which results are added.
-        ahead: memory that later kernels read, to be brought into L2 meanwhile; aligned to 16 bytes.
     """
     selected = source or target
     rows = selected.total if selected else x.shape[0]
@@ -183,12 +179,10 @@ def linear(
         weights.bias if sums is None else sums,
         selected.table if selected else x,
         out,
-        x if ahead is None else ahead,
         rows,
         selected.per_image if selected else rows,
         selected.table.shape[1] if selected else 0,
         int(settled),
-        units(ahead),
         N=n,
         K=k,
         GATHERED=source is not None,
@@ -202,7 +196,7 @@ def linear(
         BN=tile.columns,
         BK=tile.depth,
         SLOTS=triton.next_power_of_2(slots(k)),
-        EARLY=target is not None and tile.columns <= 64,  # wider blocks leave no registers for it
+        EARLY=target is not None and tile.early,
         **launch_options(x),
         num_warps=tile.warps,
         num_stages=tile.stages,
@@ -220,7 +214,6 @@ def linear_reference(
     sums: Tensor | None = None,
     activate: bool = False,
     settled: bool = True,
-    ahead: Tensor | None = None,
 ) -> None:
     """What `linear` computes, in plain PyTorch and the precision of `x`."""
     rows = source.gather(x) if source else x

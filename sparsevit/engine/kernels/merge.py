@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch, units
+from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
 from sparsevit.engine.kernels.linear import Weights, normed, normed_product
 from sparsevit.engine.kernels.sums import SLOT, magnitudes_of, slots, store_block_magnitude, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
@@ -27,7 +27,7 @@ def pair_sums(sums, token, valid, both, C: tl.constexpr, P: tl.constexpr):
     return tl.load(sums + token[:, None] * WIDTH + j, mask=mask, other=0.0)
 
 
-@triton.jit(do_not_specialize=["rows", "height", "width", "ahead_units"])
+@triton.jit(do_not_specialize=["rows", "height", "width"])
 def _merge(
     x,
     weight,
@@ -37,11 +37,9 @@ def _merge(
     out,
     out_sums,
     out_magnitudes,
-    ahead,
     rows,
     height,
     width,
-    ahead_units,
     N: tl.constexpr,
     K: tl.constexpr,
     NORM: tl.constexpr,
@@ -68,7 +66,7 @@ def _merge(
     corner = (image * height + y) * width + left
     below = inside & (y + 1 < height)
     beside = left + 1 < width
-    prefetch(ahead, ahead_units, DEPENDENT)
+    prefetch(weight, K * N, DEPENDENT)
     begin(DEPENDENT)
     if NORM:
         upper = pair_sums(sums, corner, inside, beside, C, P)
@@ -117,7 +115,6 @@ def merge(
     out_sums: Tensor,
     out_magnitudes: Tensor | None,
     tile: Tile,
-    ahead: Tensor | None = None,
 ) -> None:
     """Norm and linear layer of 2 x 2 joined tokens; what lies beyond the map's edge is 0.
 
@@ -128,7 +125,6 @@ def merge(
         weights: in the order (row, column, channel) of the 2 x 2 patch.
         out: shape `(M, N)`, M being `B * ceil(H / 2) * ceil(W / 2)`.
         tile: `depth` divides `joined_channels`.
-        ahead: as for `linear`.
     """
     k, n = weights.weight.shape
     assert tile.columns >= min(SLOT, n)
@@ -143,10 +139,8 @@ def merge(
         out,
         out_sums,
         out_sums if out_magnitudes is None else out_magnitudes,
-        x if ahead is None else ahead,
         out.shape[0],
         *size,
-        units(ahead),
         N=n,
         K=k,
         NORM=weights.eps is not None,
@@ -172,7 +166,6 @@ def merge_reference(
     out_sums: Tensor,
     out_magnitudes: Tensor | None,
     tile: Tile,
-    ahead: Tensor | None = None,
 ) -> None:
     """What `merge` computes, in plain PyTorch and the precision of `x`."""
     height, width = size

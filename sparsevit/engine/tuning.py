@@ -43,27 +43,35 @@ def feed_forward_tile(rows: int, channels: int) -> Tile:
 def linear_tile(rows: int, columns: int, depth: int) -> Tile:
     """Of a product of `rows` x `columns`, whose sum is taken in steps that divide `depth`.
 
-    Measured on an H200 at the shapes of Swin-T, dense, at 30 % and at 60 %. There are few classes, as each is compiled
-    once for each layer.
+    Measured on an H200 in passes of Swin-T, dense, at 30 % and at 60 %. There are few classes, as each is compiled once
+    for each layer. What leaves room for the next kernel's programs beside it serves better than it does alone.
     """
     step = min(64, depth & -depth)
+    narrow = min(64, _power(columns))
     if step < 64:  # the first stage: bound by memory, and sums are short
-        return Tile(128, min(64, _power(columns)), step, 4, 3, early=True)
+        return Tile(128, narrow, step, 4, 3, early=True)
+    if depth <= 256:
+        return Tile(128, narrow, step, 4, 2, early=True)
     if columns < 256 and columns % 128:  # a wide block would be half empty
-        programs = -(-rows // 128) * -(-columns // 64)
-        return Tile(128, min(64, _power(columns)), step, 4, 4 if programs <= 264 else 3, early=True)
+        programs = -(-rows // 128) * -(-columns // narrow)
+        return Tile(128, narrow, step, 4, 4 if programs <= 512 else 3, early=True)
     blocks = -(-rows // 128) * -(-columns // 128)
     if blocks >= 200:
-        return Tile(128, 128, step, 8 if 264 < blocks < 400 else 4, 3)
+        expands = columns >= 4 * depth  # and ends in GELU
+        if blocks <= 264:
+            if expands:  # the next kernel, of few programs, finds room beside one of these
+                return Tile(128, 128, step, 8, 3 if depth > 512 else 4)
+            return Tile(128, 128, step, 4, 3)
+        return Tile(128, 128, step, 8 if expands or blocks < 400 else 4, 3)
     if blocks >= 130:
-        return Tile(64, 128, step, 4, 3)
+        return Tile(64, 128, step, 4, 3, early=depth > 512)
     if blocks >= 80:  # just one wave
-        return Tile(128, 128, step, 8, 3)
-    if blocks >= 45:
-        return Tile(128, 64, step, 4, 4, early=True)
-    if depth > 1024 and depth % 128 == 0:
+        return Tile(128, 128, step, 8, 4, early=True) if depth > 512 else Tile(128, 64, step, 4, 3, early=True)
+    if depth > 1024 and depth % 128 == 0 and (blocks < 45 or depth > 2048):
         return Tile(64, 64, 128, 4, 3, early=True)
-    return Tile(64, 64, step, 4, 4, early=True)
+    if blocks < 45:
+        return Tile(64, 64, step, 4, 4, early=True)
+    return Tile(64, 128, step, 8, 3, early=True) if depth > 512 else Tile(64, 64, step, 4, 2, early=True)
 
 
 def merge_tile(rows: int, columns: int, depth: int) -> Tile:
@@ -74,7 +82,7 @@ def merge_tile(rows: int, columns: int, depth: int) -> Tile:
     """
     step = min(64, depth & -depth)
     if columns < 256 and columns % 128:
-        return Tile(128, min(64, _power(columns)), step, 8 if columns > 32 else 4, 3)
+        return Tile(128, min(256, _power(columns)), step, 8 if columns > 32 else 4, 3)
     blocks = -(-rows // 128) * -(-columns // 128)
     if blocks >= 250:
         return Tile(128, 128, step, 8, 3)

@@ -1,0 +1,45 @@
+"""Block sizes suit every layer, not only those they were measured on."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsevit.engine.kernels.sums import SLOT
+from sparsevit.engine.tuning import Tile, feed_forward_tile, linear_tile, merge_tile
+
+SHARED_MEMORY = 227 * 1024  # bytes that a program may have on an H100 or H200
+REGISTERS = 65536  # of a multiprocessor
+
+rows = st.integers(1, 2_000_000)
+channels = st.integers(1, 400).map(lambda number: 16 * number)
+
+
+def fits(tile: Tile, columns: int, depth: int) -> bool:
+    loads = (tile.rows + tile.columns) * tile.depth * 2 * tile.stages
+    return (
+        depth % tile.depth == 0
+        and min(SLOT, columns) <= tile.columns
+        and loads <= SHARED_MEMORY
+        and tile.rows * tile.columns <= REGISTERS // 2
+    )
+
+
+@given(rows=rows, columns=channels, depth=channels)
+def test_products(rows: int, columns: int, depth: int) -> None:
+    tile = linear_tile(rows, columns, depth)
+    assert fits(tile, columns, depth)
+    held = tile.rows * tile.columns // (32 * tile.warps)  # values of a thread
+    assert not tile.early or held <= 64
+
+
+@given(rows=rows, columns=channels, depth=channels)
+def test_merging(rows: int, columns: int, depth: int) -> None:
+    assert fits(merge_tile(rows, columns, depth), columns, depth)
+
+
+@pytest.mark.parametrize("channels", [32, 96, 128])
+def test_few_rows_are_spread_over_more_programs(channels: int) -> None:
+    assert feed_forward_tile(1_000, channels).rows <= feed_forward_tile(1_000_000, channels).rows
+    assert linear_tile(500, 768, 768).rows < linear_tile(100_000, 768, 768).rows

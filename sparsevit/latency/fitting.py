@@ -127,7 +127,7 @@ def extend(
         budget_s=default_seconds(model.target) if budget_s is None else budget_s,
         precision=precision,
         seed=seed,
-        reference_ms=model.dense.median_ms,
+        known=model.known(len(asked)),
         step=step,
         clock=clock,
     )
@@ -150,7 +150,7 @@ def check(
 ) -> tuple[HeldOut, ...]:
     """Measure up to `count` new random configurations, which neither the fit nor its own check has seen.
 
-    What the device has drifted since the fit is taken out by its dense latency, as in a search.
+    What the device has drifted since the fit is taken out by configurations measured then and now, as in a search.
 
     Raises:
         UserError: if the target cannot be measured here, or the space holds no configuration that is new.
@@ -168,7 +168,7 @@ def check(
         budget_s=default_seconds(model.target) if budget_s is None else budget_s,
         precision=precision,
         seed=seed,
-        reference_ms=model.dense.median_ms,
+        known=model.known(len(drawn)),
         step=step,
         clock=clock,
     )

@@ -20,6 +20,8 @@ from sparsevit.latency.target import Target
 from sparsevit.sparsity import Sparsity, SparsitySpace
 
 FORMAT = 2
+KNOWN = 8
+"""Configurations besides the dense one that tell a machine's pace when it is measured again."""
 
 
 class OldModelError(UserError):
@@ -89,6 +91,17 @@ class LatencyModel:
     def predict_levels(self, levels: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
         """Latencies in ms, shape `(N,)`, of sparsities given as levels, shape `(N, L)`, sorted inside every stage."""
         return slower(self.space, self.terms, levels)
+
+    def known(self, count: int) -> dict[Sparsity, float]:
+        """Latencies, ms, that were measured for it, to measure again beside `count` new configurations.
+
+        The dense one, and a quarter as many others as there are new ones, but at most `KNOWN`, from fast to slow.
+        """
+        dense = self.space.dense
+        others = sorted((cell for cell in self.cells if cell.sparsity != dense), key=lambda cell: cell.timing.median_ms)
+        wanted = min(KNOWN, count // 4, len(others))
+        chosen = (others[(2 * place + 1) * len(others) // (2 * wanted)] for place in range(wanted))
+        return {dense: self.dense.median_ms} | {cell.sparsity: cell.timing.median_ms for cell in chosen}
 
     @cached_property
     def error(self) -> LatencyError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -62,7 +62,7 @@ def measure(
     budget_s: float = 30.0,
     precision: float = 0.01,
     seed: int = 0,
-    reference_ms: float | None = None,
+    known: Mapping[Sparsity, float] | None = None,
     step: Step | None = None,
     note: Callable[[str], None] | None = None,
     clock: Clock = time.perf_counter,
@@ -78,7 +78,7 @@ def measure(
         budget_s=budget_s,
         precision=precision,
         seed=seed,
-        reference_ms=reference_ms,
+        known=known,
         step=step,
         clock=clock,
     )
@@ -96,7 +96,7 @@ def survey(
     budget_s: float = 30.0,
     precision: float = 0.01,
     seed: int = 0,
-    reference_ms: float | None = None,
+    known: Mapping[Sparsity, float] | None = None,
     step: Step | None = None,
     clock: Clock = time.perf_counter,
 ) -> Survey:
@@ -111,7 +111,9 @@ def survey(
             configuration ready (compiling, capturing graphs, running each once) comes before and does not count.
         precision: half of the intervals' width, as a fraction of the median, that is narrow enough.
         seed: of the order of configurations.
-        reference_ms: the dense latency to state others relative to, in place of the dense median of this run.
+        known: latencies, ms, as they were when the machine had the pace at which results are to be stated. These are
+            measured too, and the median of how they compare is the machine's pace now: one configuration alone is
+            sometimes a percent off for a whole run, in other memory or another graph.
         step: told of progress, `PROGRESS` steps altogether.
         clock: seconds, monotonic; times calls on a CPU, and the budget.
 
@@ -124,8 +126,9 @@ def survey(
         raise UserError(f"a budget of {budget_s} s is no time to measure in: give seconds above 0")
     depths: tuple[int, ...] = subject.depths  # type: ignore[assignment]
     index = {Sparsity.of(None, depths): 0}
-    for sparsity in sparsities:
+    for sparsity in [*sparsities, *(known or ())]:
         index.setdefault(Sparsity.of(sparsity, depths), len(index))
+    then = {index[Sparsity.of(sparsity, depths)]: ms for sparsity, ms in (known or {}).items()}
     asked = [index[Sparsity.of(sparsity, depths)] for sparsity in sparsities]
     told = _Told(step)
 
@@ -137,7 +140,7 @@ def survey(
             pattern = _warm_up(ready, stopwatch, target, next(iter(index)), clock, budget_s * WARM_UP_SHARE)
             running = _Run(ready, stopwatch, pattern, list(index))
             which, samples = _rounds(running, clock, budget_s, precision, random.Random(seed), told, watch)
-        every = _timings(which, samples, reference_ms)
+        every = _timings(which, samples, then)
         timings = tuple(every[number] for number in asked)
         notes = (*watch.notes(), *_of_samples(which, samples, timings, precision))
         if target.scope == "detector":
@@ -244,7 +247,7 @@ def _rounds(
         watch.look()
         if done < MIN_ROUNDS:
             continue
-        precise = done >= PRECISE_ROUNDS and _is_precise(_timings(which, samples, None), precision)
+        precise = done >= PRECISE_ROUNDS and _is_precise(_timings(which, samples, {}), precision)
         if precise or clock() - start >= budget_s:
             break
     return which, samples
@@ -299,11 +302,11 @@ def _of_samples(which: Sequence[int], samples: Sequence[float], asked: Sequence[
     return said
 
 
-def _timings(which: Sequence[int], samples: Sequence[float], reference_ms: float | None) -> list[Timing]:
+def _timings(which: Sequence[int], samples: Sequence[float], known: Mapping[int, float]) -> list[Timing]:
     numbers = np.asarray(which, np.int64)
     ms = without_drift(numbers, np.asarray(samples, np.float64))
-    if reference_ms is not None:
-        ms *= reference_ms / np.median(ms[numbers == 0])
+    if known:
+        ms *= np.median([then / np.median(ms[numbers == number]) for number, then in known.items()])
     groups = [ms[numbers == number] for number in range(numbers.max() + 1)]
     return [Timing(*median_interval(group), samples=len(group)) for group in groups]
 

@@ -73,7 +73,7 @@ def paid_latency(supernet: Supernet, ledger: Ledger, model: LatencyModel) -> Pai
             supernet.target,
             [sparsity],
             budget_s=CANDIDATE_SECONDS,
-            reference_ms=model.dense.median_ms,
+            known=model.known(1),
         )
         return found
 

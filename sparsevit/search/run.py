@@ -319,7 +319,7 @@ def _confirm(
     if untimed:
         with progress("confirm latency", timing.PROGRESS) as step:
             # What the device has drifted since the model was fitted is not these configurations' own.
-            reference_ms = model.dense.median_ms
-            found = timing.measure(supernet.backbone, supernet.target, untimed, reference_ms=reference_ms, step=step)
+            before = model.known(len(untimed))
+            found = timing.measure(supernet.backbone, supernet.target, untimed, known=before, step=step)
         for sparsity, timed_now in zip(untimed, found, strict=True):
             ledger.put_latency(sparsity, timed_now)

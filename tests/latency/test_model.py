@@ -67,6 +67,19 @@ def test_error_is_what_the_held_out_say(model: LatencyModel) -> None:
     assert np.isnan(replace(model, held_out=()).error.mean)
 
 
+def test_what_is_measured_again_is_known_and_spread_over_the_latencies(model: LatencyModel) -> None:
+    assert model.known(3) == {SPACE.dense: model.dense.median_ms}
+    fitted = {cell.sparsity: cell.timing.median_ms for cell in model.cells}
+    for count, others in ((8, 2), (200, 8)):
+        known = model.known(count)
+        assert len(known) == 1 + others
+        assert known.items() <= fitted.items()
+        latencies = [ms for sparsity, ms in known.items() if sparsity != SPACE.dense]
+        assert latencies == sorted(latencies)
+        middle = sorted(fitted.values())[len(fitted) // 2]
+        assert latencies[0] < middle < latencies[-1]
+
+
 def test_a_sparsity_outside_the_space_is_refused(model: LatencyModel) -> None:
     with pytest.raises(UserError, match="outside the grid"):
         model.predict(Sparsity.parse("0.05/0/0,0,0/0"))

@@ -92,10 +92,15 @@ def test_short_calls_are_repeated(clock_type: Any, backbone_type: Any) -> None:
     assert len(backbone.seen) > 5 * sum(timing.samples for timing in timings)
 
 
-def test_states_times_relative_to_a_dense_latency_known_before(clock_type: Any, backbone_type: Any) -> None:
-    clock = clock_type()
-    timings = measure(backbone_type(clock, cost), TARGET, SPARSITIES, clock=clock, reference_ms=50)
+def test_states_times_at_the_pace_of_latencies_known_before(clock_type: Any, backbone_type: Any) -> None:
+    clock, dense = clock_type(), SPACE.dense
+    timings = measure(backbone_type(clock, cost), TARGET, SPARSITIES, clock=clock, known={dense: 50})
     assert [timing.median_ms for timing in timings] == pytest.approx([35, 20, 10])
+    others = dict(zip(SPARSITIES[:2], (35, 20), strict=True))
+    clock = clock_type()
+    backbone = backbone_type(clock, lambda sparsity: cost(sparsity) * (1.01 if sparsity == dense else 1))
+    (timing,) = measure(backbone, TARGET, SPARSITIES[2:], clock=clock, known={dense: 50} | others)
+    assert timing.median_ms == pytest.approx(10)  # that the dense one alone is slower now says nothing of others
 
 
 def test_the_backbone_runs_as_the_target_says_and_stays_as_it_was(clock_type: Any, backbone_type: Any) -> None:

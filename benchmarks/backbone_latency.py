@@ -2,8 +2,8 @@
 
 python benchmarks/backbone_latency.py                        # Swin-T, 672x672, batch 4, bfloat16
 python benchmarks/backbone_latency.py --variant base --size 1344 --batch 1 --dtype float16
-python benchmarks/backbone_latency.py --kernels              # each kernel alone, against its floor
-python benchmarks/backbone_latency.py --tune tiles.json      # block sizes, best first
+python benchmarks/backbone_latency.py --kernels              # each kernel alone and in a pass, against its floor
+python benchmarks/backbone_latency.py --tune tiles.json      # block sizes tried in whole passes, best first
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure each engine")
     parser.add_argument("--engines", nargs="+", choices=["fast", "plain", "timm"], default=["fast", "plain", "timm"])
-    parser.add_argument("--kernels", action="store_true", help="time each kernel alone")
+    parser.add_argument("--kernels", action="store_true", help="time each kernel alone and in a pass")
     parser.add_argument("--sparsity", default="dense", help="for --kernels and --tune")
     parser.add_argument("--tune", metavar="FILE", help="try block sizes, write all timings as JSON")
     options = parser.parse_args()

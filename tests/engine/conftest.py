@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,9 +26,10 @@ if not torch.cuda.is_available():
 
     interpreter._patch_lang_tensor = _patch_tensor_for_numpy
 
+from sparsevit.engine import FastBackbone
 from sparsevit.engine.kernels.linear import Weights
 from sparsevit.engine.kernels.rows import Rows
-from sparsevit.model import SparseSwin
+from sparsevit.model import SparseSwin, backbone
 from sparsevit.model.windows import window_table
 
 ON_GPU = torch.cuda.is_available()
@@ -123,3 +125,28 @@ def make() -> Callable[..., SparseSwin]:
         return model.eval()
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tolerance() -> dict[torch.dtype, float]:
+    return TOLERANCE
+
+
+@pytest.fixture
+def plain_maps(monkeypatch: pytest.MonkeyPatch) -> Callable[[FastBackbone, SparseSwin, Tensor], tuple[Tensor, ...]]:
+    """The plain backbone's maps in float64 on the windows that `fast` kept last: near ties may rank otherwise."""
+
+    def run(fast: FastBackbone, model: SparseSwin, images: Tensor) -> tuple[Tensor, ...]:
+        (plan,) = fast._engine.plans._values.values()
+        kept = zip(plan.stages, fast._kept(images), strict=True)
+        stages = [stage for stage, counts in kept if min(counts) < stage.windows]
+        orders: Iterator[Tensor] = iter([ranked.long() for stage in stages for ranked in stage.ranked])
+        plain = copy.deepcopy(model).double()
+        plain.sparsity = fast.sparsity
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr(backbone, "rank_windows", lambda magnitude, table: next(orders))
+            maps = plain(images.double())
+        assert next(orders, None) is None
+        return maps
+
+    return run

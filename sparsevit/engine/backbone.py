@@ -34,6 +34,7 @@ class FastBackbone(nn.Module):
     device and in the dtype it was made for. Copies of it start without buffers and graphs.
 
     kernels: whether Triton kernels compute it; else the plain backbone does.
+    own_parts: whether anything of the engine's computes it: these kernels, or the parts that are made for a CPU.
     """
 
     def __init__(self, backbone: SparseSwin, dtype: torch.dtype, *, kernels: bool, graphs: bool) -> None:
@@ -50,6 +51,7 @@ class FastBackbone(nn.Module):
         self._sparsity = backbone.sparsity
         self._graphs = Graphs() if graphs else None
         self._engine = _Kernels(backbone, dtype) if kernels else _Plain(backbone, dtype)
+        self.own_parts = self._engine.own_parts
         self.eval()
 
     @property
@@ -150,13 +152,13 @@ class _Plain:
 
         self.backbone = copy.deepcopy(backbone).to(dtype).eval().requires_grad_(False)
         self.dtype = dtype
-        self.own_precision = cpu.serves(backbone.patch_embed.projection.weight.device, dtype)
-        if self.own_precision:
+        self.own_parts = cpu.serves(backbone.patch_embed.projection.weight.device, dtype)
+        if self.own_parts:
             cpu.put_in(self.backbone)
 
     def run(self, images: Tensor, sparsity: Sparsity, kept: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
         self.backbone.sparsity = sparsity
-        with torch.autocast("cpu", enabled=False) if self.own_precision else nullcontext():
+        with torch.autocast("cpu", enabled=False) if self.own_parts else nullcontext():
             maps: tuple[Tensor, ...] = self.backbone(images.to(self.dtype))
         return maps
 
@@ -172,6 +174,8 @@ class _Plain:
 
 class _Kernels:
     """Triton kernels over planned buffers."""
+
+    own_parts = True
 
     def __init__(self, backbone: SparseSwin, dtype: torch.dtype) -> None:
         from sparsevit.engine.weights import prepare

@@ -1,4 +1,4 @@
-"""A detector made ready to be judged under many sparsities: its backbone on the engine, the rest under autocast."""
+"""A detector ready to be judged under many sparsities: its backbone on the engine, on a GPU the rest under autocast."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Judge:
 
     Attributes:
         dtype: what is computed in, see `precision_on`.
-        fast: whether the engine's kernels run the backbone. They do in half precision on a GPU with Triton, unless they
-            do not support its windows or heads.
+        fast: whether the engine's own parts run the backbone. They do in half precision on a GPU with Triton, unless
+            they do not support its windows or heads, and in float32 on a CPU.
     """
 
     def __init__(self, model: nn.Module, evaluation: DetectorEvaluation, dtype: torch.dtype) -> None:
@@ -38,7 +38,7 @@ class Judge:
         self.evaluation = evaluation
         self.dtype = dtype
         self._backbone: Any = backbone_of(model)
-        self._engine = _engine(self._backbone, dtype) if on_gpu else None
+        self._engine = _engine(self._backbone, dtype)
         self.fast = self._engine is not None
 
     def metrics(
@@ -99,6 +99,6 @@ class _Engine(nn.Module):
 def _engine(backbone: nn.Module, dtype: torch.dtype) -> _Engine | None:
     try:
         made = accelerate(backbone, dtype=dtype)
-    except UserError:  # windows or heads that its kernels do not take
+    except UserError:  # windows or heads that its kernels do not take, or a backbone of another kind
         return None
-    return _Engine(made) if made.kernels else None
+    return _Engine(made) if made.own_parts else None

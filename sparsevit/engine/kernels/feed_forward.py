@@ -87,14 +87,7 @@ def _feed_forward(
     store_sums(sums, row, row >= 0, total, squares, C, SLOTS)
 
 
-def feed_forward(
-    x: Tensor,
-    first: Weights,
-    second: Weights,
-    rows: Rows,
-    sums: Tensor,
-    tile: Tile,
-) -> None:
+def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, sums: Tensor, tile: Tile) -> None:
     """Add the feed-forward network's output to rows of the token buffer, in place.
 
     Args:
@@ -131,14 +124,7 @@ def feed_forward(
     )
 
 
-def feed_forward_reference(
-    x: Tensor,
-    first: Weights,
-    second: Weights,
-    rows: Rows,
-    sums: Tensor,
-    tile: Tile,
-) -> None:
+def feed_forward_reference(x: Tensor, first: Weights, second: Weights, rows: Rows, sums: Tensor, tile: Tile) -> None:
     """What `feed_forward` computes, in plain PyTorch and the precision of `x`."""
     before = rows.gather(x)
     y = F.layer_norm(before, before.shape[1:], eps=first.eps or 0.0)

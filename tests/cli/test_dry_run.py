@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from sparsevit.cli import app as cli
-from sparsevit.latency import timing
 from sparsevit.search.load import load_results
 from sparsevit.search.preview import Seconds, Work, seconds_of
 from sparsevit.search.resolved import resolved_lines
 from sparsevit.search.spec import StudySpec
 
-FAKES = Path(__file__).parents[1] / "search"
 BASE = """
 [supernet]
 evaluator = "search_fakes:evaluator"
@@ -36,19 +32,11 @@ STUDY = 'extends = "base.toml"\nname = "small"\n[latency]\nmax = "80%"\n'
 
 
 @pytest.fixture(autouse=True)
-def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
-    """A study over a fake supernet whose latency is known, in two files."""
-    monkeypatch.syspath_prepend(FAKES)
-    import search_fakes  # type: ignore[import-not-found]
-
-    search_fakes.FakeEvaluator.asked.clear()
-    search_fakes.FakeEvaluator.before = None
-    monkeypatch.setattr(timing, "measure", search_fakes.measure)
-    monkeypatch.chdir(tmp_path)
+def fakes(search_fakes: ModuleType) -> ModuleType:
+    """A study over a fake supernet, in two files."""
     Path("base.toml").write_text(BASE)
     Path("small.toml").write_text(STUDY)
-    yield search_fakes
-    sys.modules.pop("search_fakes")
+    return search_fakes
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> str:

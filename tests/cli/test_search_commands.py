@@ -7,7 +7,6 @@ import re
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -21,9 +20,7 @@ from sparsevit.cli import app as cli
 from sparsevit.cli.export import export
 from sparsevit.cli.search import search
 from sparsevit.cli.status import status
-from sparsevit.latency import timing
 
-FAKES = Path(__file__).parents[1] / "search"
 STUDY = """
 name = "small"
 [supernet]
@@ -43,22 +40,14 @@ threads = 1
 
 
 @pytest.fixture(autouse=True)
-def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
-    """A folder with a study over a fake supernet whose latency is known, and a command line of three commands."""
-    monkeypatch.syspath_prepend(FAKES)
-    import search_fakes  # type: ignore[import-not-found]
-
-    search_fakes.FakeEvaluator.asked.clear()
-    search_fakes.FakeEvaluator.before = None
-    monkeypatch.setattr(timing, "measure", search_fakes.measure)
+def fakes(search_fakes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A folder with a study over a fake supernet, and a command line of three commands."""
     commands = typer.Typer()
     for command in (search, status, export):
         commands.command()(command)
     monkeypatch.setattr(cli, "app", commands)
-    monkeypatch.chdir(tmp_path)
     Path("small.toml").write_text(STUDY)
-    yield search_fakes
-    sys.modules.pop("search_fakes")
+    return search_fakes
 
 
 def run(*words: str) -> int:

@@ -19,7 +19,6 @@ import pytest
 import sparsevit
 from sparsevit.cli import app as cli
 from sparsevit.cli import status
-from sparsevit.latency import timing
 from sparsevit.search import load
 
 FAKES = Path(__file__).parents[1] / "search"
@@ -55,20 +54,12 @@ SLOWLY = ("--set", "supernet.evaluator=slow_fakes:evaluator", "--set", "search.t
 
 
 @pytest.fixture(autouse=True)
-def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
-    """A folder with a study over a fake supernet whose latency is known."""
-    monkeypatch.syspath_prepend(FAKES)
-    import search_fakes  # type: ignore[import-not-found]
-
-    search_fakes.FakeEvaluator.asked.clear()
-    search_fakes.FakeEvaluator.before = None
-    monkeypatch.setattr(timing, "measure", search_fakes.measure)
-    monkeypatch.chdir(tmp_path)
+def fakes(search_fakes: ModuleType) -> Iterator[ModuleType]:
+    """A folder with a study over a fake supernet, and with a slow one."""
     Path("small.toml").write_text(STUDY)
     Path("slow_fakes.py").write_text(SLOW)
     yield search_fakes
-    for name in ("search_fakes", "slow_fakes"):
-        sys.modules.pop(name, None)
+    sys.modules.pop("slow_fakes", None)
 
 
 def run(*words: str) -> int:

@@ -41,6 +41,7 @@ class Graphs:
         self._replays: Recent[Hashable, Replay] = Recent(limit)
         self._inputs: Recent[Hashable, Tensor] = Recent(limit)
         self._pool: Any = None
+        self._stream: Any = None
 
     def __len__(self) -> int:
         return len(self._replays)
@@ -77,6 +78,10 @@ class Graphs:
             run(images)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        if self._stream is None:
+            # Kernels of the pass go before those beside it. PyTorch hands out 32 streams of a priority in turn: of one
+            # and the same, a pass in 32 would be captured on the stream that `Beside` then gets, and have no branch.
+            self._stream = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             maps = run(images)
         return Replay(graph, images, maps, buffers)

@@ -22,6 +22,7 @@ from timing import build, in_graph, medians
 
 from sparsevit.engine import accelerate, forward
 from sparsevit.engine.kernels.merge import joined_channels
+from sparsevit.engine.kernels.sums import SLOT
 from sparsevit.engine.tuning import Tile
 from sparsevit.model import SparseSwin
 
@@ -38,6 +39,7 @@ NAMES = (
     "magnitude",
     "score",
     "rank",
+    "score_and_rank",
 )
 
 
@@ -204,7 +206,8 @@ LINEAR = (
     (128, 64, 64, 4, 4), (128, 64, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 64, 8, 3), (128, 128, 64, 8, 4),
     (128, 256, 64, 8, 3), (64, 256, 64, 8, 3), (128, 128, 128, 8, 2), (64, 64, 128, 4, 3), (64, 128, 128, 4, 2),
     (128, 64, 32, 4, 3), (128, 128, 32, 8, 3), (64, 128, 32, 4, 3), (64, 64, 64, 4, 2), (64, 128, 64, 4, 2),
-    (128, 64, 64, 4, 2), (128, 128, 64, 4, 2), (64, 128, 64, 8, 3),
+    (128, 64, 64, 4, 2), (128, 128, 64, 4, 2), (64, 128, 64, 8, 3), (64, 128, 64, 8, 4), (64, 128, 64, 8, 5),
+    (64, 192, 64, 4, 2), (64, 192, 64, 4, 3), (64, 192, 64, 8, 4), (128, 96, 32, 4, 3), (64, 96, 32, 4, 3),
 )  # fmt: skip
 """Rows, columns, depth, warps, stages."""
 
@@ -233,6 +236,11 @@ def candidates(launch: Launch) -> list[Choice]:
         k = x.shape[1] if name == "linear" else joined_channels(launch.arguments[2], x.shape[1])
         found = [Tile(*each) for each in (LINEAR if name == "linear" else LINEAR + MERGE)]
         found = [tile for tile in found if k % tile.depth == 0 and (tile.depth > 32 or k % 64)]
+        if name == "merge":
+            found = [tile for tile in found if tile.columns == tile.power]
+        elif launch.keywords.get("target"):
+            n = launch.arguments[1].weight.shape[1]
+            found = [tile for tile in found if tile.columns % SLOT == 0 or tile.columns >= n]
         return found + [replace(tile, early=True) for tile in found if launch.keywords.get("target")]
     if name == "attention":
         return [
@@ -317,7 +325,7 @@ def compile_all(setting: tuple[tuple[int, ...], str, str], jobs: list[tuple[str,
             torch.cuda.synchronize()
         except Exception as error:
             if "out of resource" not in str(error):
-                print(f"{name} {tile}: {str(error).splitlines()[0]}")
+                print(f"{name} {tile}: {repr(error)[:200]}")
             continue
         works.append((name, tile))
     return works

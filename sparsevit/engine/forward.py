@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from sparsevit.engine.kernels.linear import linear
 from sparsevit.engine.kernels.merge import joined_channels, merge
 from sparsevit.engine.kernels.norm import norm
 from sparsevit.engine.kernels.parts import splits
-from sparsevit.engine.kernels.rank import magnitude, rank, score
+from sparsevit.engine.kernels.rank import FEW, magnitude, rank, score, score_and_rank
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.plan import Plan, StagePlan
 from sparsevit.engine.weights import BackboneWeights, BlockWeights
@@ -37,8 +38,10 @@ def forward(images: Tensor, plan: Plan, weights: BackboneWeights, kept: Sequence
         _blocks(plan, stage, of_stage.blocks, kept[number])
         if of_stage.norm is not None:
             assert stage.out is not None
-            with beside():  # the next stage changes nothing that this reads
-                norm(stage.x, of_stage.norm.scale, of_stage.norm.shift, of_stage.norm.eps, stage.out)
+            of = of_stage.norm
+            last = number + 1 == len(plan.stages)
+            with nullcontext() if last else beside():  # the next stage changes nothing that this reads
+                norm(stage.x, of.scale, of.shift, of.eps, stage.out, dependent=last)
             outs.append(stage.map(plan.shape.batch))
         if of_stage.merging is not None:
             following = plan.stages[number + 1]
@@ -64,8 +67,12 @@ def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: 
         if ranks:  # once a stage, on the input of its first sparse block
             if number > 0:  # the rows are no longer those that came with their magnitudes
                 magnitude(stage.x, stage.magnitudes)
-            score(stage.magnitudes, stage.places, stage.scores)
-            rank(stage.scores, stage.places, stage.size[0] * stage.size[1], stage.ranked, stage.table)
+            tokens = stage.size[0] * stage.size[1]
+            if stage.windows <= FEW:
+                score_and_rank(stage.magnitudes, stage.places, tokens, stage.ranked, stage.table)
+            else:
+                score(stage.magnitudes, stage.places, stage.scores)
+                rank(stage.scores, stage.places, tokens, stage.ranked, stage.table)
             ranked = True
         rows = stage.rows(number % 2, count)
         _attend(plan, stage, block, rows, settled=not ranks)
@@ -81,7 +88,7 @@ def fuses_feed_forward(block: BlockWeights) -> bool:
 def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, *, settled: bool) -> None:
     channels, window = stage.x.shape[1], plan.shape.window
     qkv, attended = plan.compact(0, rows.total, 3 * channels), plan.compact(1, rows.total, channels)
-    tile = tuning.linear_tile(rows.total, 3 * channels, channels)
+    tile = tuning.linear_tile(rows.total, 3 * channels, channels, adds=False)
     linear(stage.x, block.qkv, qkv, tile, source=rows, sums=stage.sums, settled=settled)
     attention(
         qkv,
@@ -93,7 +100,7 @@ def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, *, se
         grid=stage.grid,
         **tuning.attention_choice(block.logits.shape[0]),
     )
-    tile = tuning.linear_tile(rows.total, channels, channels)
+    tile = tuning.linear_tile(rows.total, channels, channels, adds=True)
     linear(attended, block.projection, stage.x, tile, target=rows, sums=stage.sums)
 
 
@@ -104,7 +111,7 @@ def _feed_forward(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows)
         feed_forward(stage.x, block.first, block.second, rows, stage.sums, tile)
         return
     inner = plan.compact(0, rows.total, hidden)
-    tile = tuning.linear_tile(rows.total, hidden, channels)
+    tile = tuning.linear_tile(rows.total, hidden, channels, adds=False)
     linear(stage.x, block.first, inner, tile, source=rows, sums=stage.sums, activate=True)
-    tile = tuning.linear_tile(rows.total, channels, hidden)
+    tile = tuning.linear_tile(rows.total, channels, hidden, adds=True)
     linear(inner, block.second, stage.x, tile, target=rows, sums=stage.sums)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Tile:
     """What one program of a matrix kernel works on.
 
-    rows, columns: of the output.
+    rows, columns: of the output; columns are a power of 2, or three times one.
     depth: of one step along the sum.
     warps: per program.
     stages: of the pipeline of loads.
@@ -25,6 +25,14 @@ class Tile:
     registers: int | None = None
     early: bool = False
 
+    @property
+    def power(self) -> int:
+        """Columns of the greater part: a block is a power of 2 wide, or two blocks are, as 128 and 64."""
+        return 1 << (self.columns.bit_length() - 1)
+
+
+MULTIPROCESSORS = 132
+"""Of an H100 or H200, which programs are shared out among."""
 
 FUSED_FEED_FORWARD = 128
 """Up to this many channels the feed-forward network is one kernel."""
@@ -40,38 +48,92 @@ def feed_forward_tile(rows: int, channels: int) -> Tile:
     return Tile(64, HIDDEN_UNIT, 0, 4, 2)
 
 
-def linear_tile(rows: int, columns: int, depth: int) -> Tile:
+def linear_tile(rows: int, columns: int, depth: int, *, adds: bool) -> Tile:
     """Of a product of `rows` x `columns`, whose sum is taken in steps that divide `depth`.
 
-    Measured on an H200 in passes of Swin-T, dense, at 30 % and at 60 %. There are few classes, as each is compiled once
-    for each layer. What leaves room for the next kernel's programs beside it serves better than it does alone.
+    Measured on an H200 in passes of Swin-T: dense, at 30 % and 60 %, and in the published configurations. There are few
+    classes, as each is compiled once for each layer. What leaves room for the next kernel's programs beside it serves
+    better than it does alone.
+
+    Args:
+        adds: whether results are added to rows of the token buffer; whole slots of their sums are written then.
     """
     step = min(64, depth & -depth)
     narrow = min(64, _power(columns))
     if step < 64:  # the first stage: bound by memory, and sums are short
+        if columns > 96 and columns % 96 == 0 and not adds:
+            return Tile(128, 96, step, 4, 3)
+        if columns == 96 and rows > 65536:
+            return Tile(64, 96, step, 4, 3, early=True)
         return Tile(128, narrow, step, 4, 3, early=True)
     if depth <= 256:
         return Tile(128, narrow, step, 4, 2, early=True)
     if columns < 256 and columns % 128:  # a wide block would be half empty
-        programs = -(-rows // 128) * -(-columns // narrow)
-        return Tile(128, narrow, step, 4, 4 if programs <= 512 else 3, early=True)
-    blocks = -(-rows // 128) * -(-columns // 128)
-    if blocks >= 200:
-        expands = columns >= 4 * depth  # and ends in GELU
-        if blocks <= 264:
-            if expands:  # the next kernel, of few programs, finds room beside one of these
-                return Tile(128, 128, step, 8, 3 if depth > 512 else 4)
-            return Tile(128, 128, step, 4, 3)
-        return Tile(128, 128, step, 8 if expands or blocks < 400 else 4, 3)
-    if blocks >= 130:
-        return Tile(64, 128, step, 4, 3, early=depth > 512)
-    if blocks >= 80:  # just one wave
-        return Tile(128, 128, step, 8, 4, early=True) if depth > 512 else Tile(128, 64, step, 4, 3, early=True)
-    if depth > 1024 and depth % 128 == 0 and (blocks < 45 or depth > 2048):
+        return Tile(128, narrow, step, 4, 4 if _programs(rows, columns, 128, narrow) <= 512 else 3, early=True)
+    tall, wide = min(SHAPES, key=lambda shape: _clocks(rows, columns, depth, *shape))
+    if _programs(rows, columns, tall, wide) <= MULTIPROCESSORS:
+        return _one_each(rows, columns, depth, tall, wide)
+    return (_adding if adds else _expanding)(rows, columns, depth, tall == wide == 128)
+
+
+SHAPES = ((128, 128), (64, 128), (128, 64), (64, 64))
+
+
+def _one_each(rows: int, columns: int, depth: int, tall: int, wide: int) -> Tile:
+    """No more programs than multiprocessors.
+
+    Each then takes more than half of a multiprocessor's shared memory: of less, several find room where the kernel
+    before ends first, and multiprocessors where it ends last get none.
+    """
+    step = min(64, depth & -depth)
+    if tall == wide == 128:
+        return Tile(128, 128, step, 8, 4, early=True)
+    if tall != wide:
+        return Tile(tall, wide, step, 8, 5, early=True)
+    if depth > 1024 and depth % 128 == 0:
         return Tile(64, 64, 128, 4, 3, early=True)
-    if blocks < 45:
-        return Tile(64, 64, step, 4, 4, early=True)
-    return Tile(64, 128, step, 8, 3, early=True) if depth > 512 else Tile(64, 64, step, 4, 2, early=True)
+    if _programs(rows, columns, 64, 128) >= 48:  # the next kernel's programs find room beside these
+        return Tile(64, 128, step, 8, 4, early=True)
+    return Tile(64, 64, step, 4, 4, early=True)
+
+
+def _expanding(rows: int, columns: int, depth: int, square: bool) -> Tile:
+    """Queries, keys and values, or hidden channels; `square` blocks are those that read least."""
+    step = min(64, depth & -depth)
+    blocks = _programs(rows, columns, 128, 128)
+    if not square or blocks <= 200:
+        return Tile(64, 192 if columns % 192 == 0 else 128, step, 4, 3)
+    if depth <= 512:
+        if blocks <= 2 * MULTIPROCESSORS:
+            return Tile(128, 128, step, 4, 2)
+        if columns % 192 == 0:
+            turns = -(-blocks // (2 * MULTIPROCESSORS))
+            if turns > 2 and _programs(rows, columns, 64, 192) <= turns * 2 * MULTIPROCESSORS:
+                return Tile(64, 192, step, 4, 2)
+    return Tile(128, 128, step, 8 if columns >= 4 * depth or blocks < 400 else 4, 3)
+
+
+def _adding(rows: int, columns: int, depth: int, square: bool) -> Tile:
+    """What is added to rows of the token buffer; `square` as for `_expanding`."""
+    step = min(64, depth & -depth)
+    blocks = _programs(rows, columns, 128, 128)
+    if blocks > 2 * MULTIPROCESSORS:
+        return Tile(128, 128, step, 8 if blocks < 400 else 4, 3)
+    if columns % 192 == 0 and _programs(rows, columns, 64, 192) <= 2 * MULTIPROCESSORS:
+        return Tile(64, 192, step, 4, 3, early=True)
+    if depth <= 512 and square:
+        return Tile(128, 128, step, 4, 2, early=True)
+    return Tile(128, 128, step, 4, 3) if blocks >= 200 else Tile(64, 128, step, 4, 3, early=True)
+
+
+def _programs(rows: int, columns: int, tall: int, wide: int) -> int:
+    return -(-rows // tall) * -(-columns // wide)
+
+
+def _clocks(rows: int, columns: int, depth: int, tall: int, wide: int) -> int:
+    """By estimate, of the busiest multiprocessor: 64 bytes read in each, and 32 written."""
+    share = -(-_programs(rows, columns, tall, wide) // MULTIPROCESSORS)
+    return share * ((tall + wide) * depth // 32 + tall * wide // 16)
 
 
 def merge_tile(rows: int, columns: int, depth: int) -> Tile:

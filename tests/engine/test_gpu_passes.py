@@ -174,12 +174,12 @@ def test_graphs_and_launches_agree(make: Make) -> None:
 
 def test_kernels_that_start_early_compute_what_others_do(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit, pass after pass: none reads what the kernel before it has yet to write."""
-    from sparsevit.engine.kernels import attention, embed, feed_forward, linear, merge, rank
+    from sparsevit.engine.kernels import attention, embed, feed_forward, linear, merge, norm, rank
 
     early = accelerate(make(**SWIN_T).cuda(), dtype=torch.bfloat16)
     late = accelerate(make(**SWIN_T).cuda(), dtype=torch.bfloat16, graphs=False)
     waits = {"DEPENDENT": False}
-    modules = (attention, embed, feed_forward, linear, merge, rank)
+    modules = (attention, embed, feed_forward, linear, merge, norm, rank)
     assert all(module.launch_options(torch.empty(1, device="cuda")) != waits for module in modules)
     for batch, side in ((1, 224), (4, 448), (2, 672)):
         for text in ("0.6", "0/0.5/0,0.3,0.9/0.9", "0.2", "dense"):

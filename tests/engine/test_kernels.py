@@ -98,7 +98,16 @@ def test_linear_gathers_rows_and_treats_padding_as_told(
 
 
 @pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
-@pytest.mark.parametrize("tile", [SMALL, Tile(128, 64, 16, 4, 2)], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("tile", "outputs"),
+    [
+        (SMALL, 80),
+        (Tile(128, 64, 16, 4, 2), 80),
+        (Tile(32, 192, 16, 4, 2), 272),
+        (Tile(32, 192, 16, 4, 2, early=True), 160),
+    ],
+    ids=["small", "large", "two parts", "two parts, early"],
+)
 def test_linear_adds_to_kept_rows_and_leaves_others_alone(
     check: Check,
     make_rows: MakeRows,
@@ -109,12 +118,13 @@ def test_linear_adds_to_kept_rows_and_leaves_others_alone(
     shift: int,
     kept: int,
     tile: Tile,
+    outputs: int,
 ) -> None:
     rows = make_rows(2, size, window, shift, kept)
-    buffer = tokens(2, size, 80, device, dtype)
+    buffer = tokens(2, size, outputs, device, dtype)
     before = buffer.clone()
     x = tokens(1, (rows.total, 1), 32, device, dtype)
-    weights = layer(32, 80, device, dtype, normed=False)
+    weights = layer(32, outputs, device, dtype, normed=False)
     sums = sums_of(buffer.float())
     check(linear.linear, linear.linear_reference, (x, weights, buffer, tile), 2, target=rows, sums=sums)
     fit(sums, buffer)
@@ -280,6 +290,24 @@ def test_ranking(
     scores = poison(2, batch, places.shape[1], device=device, dtype=torch.float32)
     scores = check(rank.score, rank.score_reference, (magnitudes, places, scores), 2)
     equals(scores, places, count)
+
+
+@pytest.mark.parametrize(("size", "window"), [((14, 21), 7), ((20, 9), 7), ((1, 1), 7), ((16, 16), 2)])
+def test_few_windows_are_scored_and_ranked_at_once(
+    make_rows: MakeRows, device: torch.device, size: tuple[int, int], window: int
+) -> None:
+    """In whole numbers, so that scores are exact and many of them equal."""
+    count = size[0] * size[1]
+    magnitudes = torch.randint(0, 2, (3 * count, 5), device=device).float()
+    places = torch.stack([in_order(make_rows, size, window, shift) for shift in (0, window // 2)])
+    results = []
+    for run in (rank.score_and_rank, rank.score_and_rank_reference):
+        ranked = torch.full((2, 3, places.shape[1]), -7, dtype=torch.int32, device=device)
+        table = torch.full((2, 3, places[0].numel()), -7, dtype=torch.int32, device=device)
+        run(magnitudes, places, count, ranked, table)
+        results.append((ranked, table))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
 
 
 def in_order(make_rows: MakeRows, size: tuple[int, int], window: int, shift: int) -> Tensor:

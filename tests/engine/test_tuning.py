@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sparsevit.engine.kernels.sums import SLOT
@@ -26,20 +26,25 @@ def fits(tile: Tile, columns: int, depth: int) -> bool:
     )
 
 
-@given(rows=rows, columns=channels, depth=channels)
-def test_products(rows: int, columns: int, depth: int) -> None:
-    tile = linear_tile(rows, columns, depth)
+@given(rows=rows, columns=channels, depth=channels, adds=st.booleans())
+@example(rows=1000, columns=288, depth=288, adds=True)
+def test_products(rows: int, columns: int, depth: int, adds: bool) -> None:
+    tile = linear_tile(rows, columns, depth, adds=adds)
     assert fits(tile, columns, depth)
+    assert tile.columns % 3 == 0 or tile.columns == tile.power
+    assert not adds or tile.columns % SLOT == 0 or tile.columns >= columns
     held = tile.rows * tile.columns // (32 * tile.warps)  # values of a thread
-    assert not tile.early or held <= 64
+    assert not tile.early or held <= 128
 
 
 @given(rows=rows, columns=channels, depth=channels)
 def test_merging(rows: int, columns: int, depth: int) -> None:
-    assert fits(merge_tile(rows, columns, depth), columns, depth)
+    tile = merge_tile(rows, columns, depth)
+    assert fits(tile, columns, depth)
+    assert tile.columns == tile.power
 
 
 @pytest.mark.parametrize("channels", [32, 96, 128])
 def test_few_rows_are_spread_over_more_programs(channels: int) -> None:
     assert feed_forward_tile(1_000, channels).rows <= feed_forward_tile(1_000_000, channels).rows
-    assert linear_tile(500, 768, 768).rows < linear_tile(100_000, 768, 768).rows
+    assert linear_tile(500, 768, 768, adds=True).rows < linear_tile(100_000, 768, 768, adds=True).rows

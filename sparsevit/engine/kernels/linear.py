@@ -52,6 +52,59 @@ def normed(acc, total, squares, of_columns, K: tl.constexpr, EPS: tl.constexpr):
     return deviation[:, None] * (acc - mean[:, None] * of_columns[None, :])
 
 
+@triton.jit
+def _finish(
+    acc,
+    first,
+    before,
+    row,
+    m,
+    inside,
+    real,
+    total,
+    squares,
+    bias,
+    padding,
+    column_sums,
+    sums,
+    out,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    EPS: tl.constexpr,
+    PADS_AFTER: tl.constexpr,
+    GELU: tl.constexpr,
+    TANH: tl.constexpr,
+    ADD: tl.constexpr,
+    EARLY: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """From sums of products to what is stored, for BN columns from `first` on."""
+    n = first + tl.arange(0, BN)
+    if NORM:
+        of_columns = tl.load(column_sums + n, mask=n < N, other=0.0)
+        acc = normed(acc, total, squares, of_columns, K, EPS)
+    shift = tl.load(bias + n, mask=n < N, other=0.0)
+    if PADS_AFTER:
+        other = tl.load(padding + n, mask=n < N, other=0.0)
+        acc += tl.where(real[:, None], shift[None, :], other[None, :])
+    else:
+        acc += shift[None, :]
+    if GELU:
+        acc = gelu(acc, TANH)
+    to = row if ADD else m
+    mask = (real if ADD else inside)[:, None] & (n[None, :] < N)
+    place = out + to.to(tl.int64)[:, None] * N + n[None, :]
+    if ADD:
+        if not EARLY:
+            before = tl.load(place, mask=mask, other=0.0)
+        acc += before.to(tl.float32)
+    tl.store(place, acc.to(out.dtype.element_ty), mask=mask)
+    if ADD:
+        store_block_sums(sums, row, real, acc, first, N, BM, BN)
+
+
 @triton.jit(do_not_specialize=["rows", "per_image", "stride", "settled"])
 def _linear(
     x,
@@ -77,13 +130,14 @@ def _linear(
     ADD: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    REST: tl.constexpr,
     BK: tl.constexpr,
     SLOTS: tl.constexpr,
     EARLY: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    columns: tl.constexpr = (N + BN - 1) // BN
-    first = tl.program_id(0) % columns * BN
+    columns: tl.constexpr = (N + BN + REST - 1) // (BN + REST)
+    first = tl.program_id(0) % columns * (BN + REST)
     m = tl.program_id(0) // columns * BM + tl.arange(0, BM)
     n = first + tl.arange(0, BN)
     inside = m < rows
@@ -95,10 +149,15 @@ def _linear(
         row = tl.load(listed, mask=inside & (settled != 0), other=-1, cache_modifier=".cg")
         real = row >= 0
     prefetch(weight, K * N, DEPENDENT)
-    mask = real[:, None] & (n[None, :] < N)
+    before = row
+    before_rest = row
     if EARLY:
         place = out + row.to(tl.int64)[:, None] * N + n[None, :]
-        before = tl.load(place, mask=mask, other=0.0, cache_modifier=".cg")
+        before = tl.load(place, mask=real[:, None] & (n[None, :] < N), other=0.0, cache_modifier=".cg")
+        if REST:
+            beyond = first + BN + tl.arange(0, REST)
+            place = out + row.to(tl.int64)[:, None] * N + beyond[None, :]
+            before_rest = tl.load(place, mask=real[:, None] & (beyond[None, :] < N), other=0.0, cache_modifier=".cg")
     begin(DEPENDENT)
     if GATHERED:
         row = tl.where(settled != 0, row, tl.load(listed, mask=inside & (settled == 0), other=-1))
@@ -112,33 +171,33 @@ def _linear(
     read_x = x + source.to(tl.int64)[:, None] * K + k[None, :]
     read_weight = weight + k[:, None] * N + n[None, :]
     acc = tl.zeros((BM, BN), tl.float32)
+    if REST:
+        n_rest = first + BN + tl.arange(0, REST)
+        read_rest = weight + k[:, None] * N + n_rest[None, :]
+        rest = tl.zeros((BM, REST), tl.float32)
     for step in range(K // BK):
         a = tl.load(read_x + step * BK, mask=valid[:, None], other=0.0)
         b = tl.load(read_weight + step * BK * N, mask=n[None, :] < N, other=0.0)
+        if REST:
+            c = tl.load(read_rest + step * BK * N, mask=n_rest[None, :] < N, other=0.0)
         acc = tl.dot(a, b, acc)
+        if REST:
+            rest = tl.dot(a, c, rest)
 
+    total = 0.0
+    squares = 0.0
     if NORM:
-        of_columns = tl.load(column_sums + n, mask=n < N, other=0.0)
-        acc = normed(acc, tl.sum(of_slots, 1), tl.sum(squares_of_slots, 1), of_columns, K, EPS)
-    shift = tl.load(bias + n, mask=n < N, other=0.0)
-    if PADS_AFTER:
-        other = tl.load(padding + n, mask=n < N, other=0.0)
-        acc += tl.where(real[:, None], shift[None, :], other[None, :])
-    else:
-        acc += shift[None, :]
-    if GELU:
-        acc = gelu(acc, TANH)
-    if ADD:
-        if not EARLY:
-            place = out + row.to(tl.int64)[:, None] * N + n[None, :]
-            before = tl.load(place, mask=mask, other=0.0)
-        acc += before.to(tl.float32)
-    else:
-        place = out + m.to(tl.int64)[:, None] * N + n[None, :]
-        mask = inside[:, None] & (n[None, :] < N)
-    tl.store(place, acc.to(out.dtype.element_ty), mask=mask)
-    if ADD:
-        store_block_sums(sums, row, real, acc, first, N, BM, BN)
+        total = tl.sum(of_slots, 1)
+        squares = tl.sum(squares_of_slots, 1)
+    _finish(
+        acc, first, before, row, m, inside, real, total, squares, bias, padding, column_sums, sums, out,
+        N, K, NORM, EPS, PADS_AFTER, GELU, TANH, ADD, EARLY, BM, BN,
+    )  # fmt: skip
+    if REST:
+        _finish(
+            rest, first + BN, before_rest, row, m, inside, real, total, squares, bias, padding, column_sums, sums, out,
+            N, K, NORM, EPS, PADS_AFTER, GELU, TANH, ADD, EARLY, BM, REST,
+        )  # fmt: skip
 
 
 def linear(
@@ -168,6 +227,7 @@ def linear(
     k, n = weights.weight.shape
     assert sums is not None or (weights.eps is None and target is None)
     assert tile.columns >= min(SLOT, n)
+    assert target is None or tile.columns % SLOT == 0 or tile.columns >= n
     assert settled or target is None
     grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(n, tile.columns),)
     _linear[grid](
@@ -193,7 +253,8 @@ def linear(
         TANH=has_tanh(x),
         ADD=target is not None,
         BM=tile.rows,
-        BN=tile.columns,
+        BN=tile.power,
+        REST=tile.columns - tile.power,
         BK=tile.depth,
         SLOTS=triton.next_power_of_2(slots(k)),
         EARLY=target is not None and tile.early,

@@ -14,6 +14,9 @@ from torch import Tensor
 from sparsevit.engine.kernels.dependent import begin, launch_options
 from sparsevit.engine.kernels.sums import magnitudes_of, slots, store_magnitude
 
+FEW = 64
+"""Up to this many windows of an image are ranked in one launch."""
+
 
 @triton.jit(do_not_specialize=["rows"])
 def _magnitude(
@@ -90,7 +93,7 @@ def score(magnitudes: Tensor, places: Tensor, out: Tensor) -> None:
     """
     partitions, windows, tokens = places.shape
     images = out.shape[1]
-    _score[(triton.cdiv(windows, 16), images, partitions)](
+    _score[(triton.cdiv(windows, 8), images, partitions)](
         magnitudes,
         places,
         out,
@@ -99,7 +102,7 @@ def score(magnitudes: Tensor, places: Tensor, out: Tensor) -> None:
         S=magnitudes.shape[1],
         N=tokens,
         P=triton.next_power_of_2(tokens),
-        BW=16,
+        BW=8,
         **launch_options(magnitudes),
         num_warps=4,
     )
@@ -160,7 +163,7 @@ def rank(scores: Tensor, places: Tensor, tokens: int, ranked: Tensor, table: Ten
     """
     partitions, images, windows = scores.shape
     per_window = places.shape[2]
-    _rank[(triton.cdiv(windows, 16), images, partitions)](
+    _rank[(triton.cdiv(windows, 8), images, partitions)](
         scores,
         places,
         ranked,
@@ -169,7 +172,7 @@ def rank(scores: Tensor, places: Tensor, tokens: int, ranked: Tensor, table: Ten
         windows,
         N=per_window,
         P=triton.next_power_of_2(per_window),
-        BW=16,
+        BW=8,
         BO=256,
         **launch_options(scores),
         num_warps=4,
@@ -183,3 +186,63 @@ def rank_reference(scores: Tensor, places: Tensor, tokens: int, ranked: Tensor, 
     for partition, order in enumerate(ranked.long()):
         place = places[partition].long()[order]
         table[partition] = torch.where(place >= 0, image * tokens + place, -1).flatten(1)
+
+
+@triton.jit(do_not_specialize=["tokens", "windows"])
+def _score_and_rank(
+    magnitudes,
+    places,
+    ranked,
+    table,
+    tokens,
+    windows,
+    S: tl.constexpr,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    BW: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    image = tl.program_id(0)
+    partition = tl.program_id(1)
+    w = tl.arange(0, BW)
+    n = tl.arange(0, P)
+    mask = (w < windows)[:, None] & (n < N)[None, :]
+    place = tl.load(places + (partition * windows + w)[:, None] * N + n[None, :], mask=mask, other=-1)
+    begin(DEPENDENT)
+    values = tl.zeros((BW, P), tl.float32)
+    for slot in tl.static_range(S):
+        values += tl.load(magnitudes + (image * tokens + place) * S + slot, mask=place >= 0, other=0.0)
+    own = tl.sum(values * values, 1).to(tl.int32, bitcast=True)  # ordered as in `rank`
+    beats = own[None, :] > own[:, None]
+    beats |= (own[None, :] == own[:, None]) & (w[None, :] < w[:, None])
+    better = tl.sum((beats & (w < windows)[None, :]).to(tl.int32), 1)
+    mine = (partition * tl.num_programs(0) + image) * windows
+    tl.store(ranked + mine + better, w, mask=w < windows)
+    row = tl.where(place >= 0, image * tokens + place, -1)
+    tl.store(table + (mine + better)[:, None] * N + n[None, :], row, mask=mask)
+
+
+def score_and_rank(magnitudes: Tensor, places: Tensor, tokens: int, ranked: Tensor, table: Tensor) -> None:
+    """`score` and `rank` as one launch, for at most `FEW` windows of an image: a program sees all of them."""
+    partitions, windows, per_window = places.shape
+    _score_and_rank[(ranked.shape[1], partitions)](
+        magnitudes,
+        places,
+        ranked,
+        table,
+        tokens,
+        windows,
+        S=magnitudes.shape[1],
+        N=per_window,
+        P=triton.next_power_of_2(per_window),
+        BW=max(16, triton.next_power_of_2(windows)),
+        **launch_options(magnitudes),
+        num_warps=16,
+    )
+
+
+def score_and_rank_reference(magnitudes: Tensor, places: Tensor, tokens: int, ranked: Tensor, table: Tensor) -> None:
+    """What `score_and_rank` computes, in plain PyTorch."""
+    scores = magnitudes.new_empty(ranked.shape)
+    score_reference(magnitudes, places, scores)
+    rank_reference(scores, places, tokens, ranked, table)

@@ -172,6 +172,18 @@ def test_graphs_and_launches_agree(make: Make) -> None:
                 torch.testing.assert_close(ours, theirs)
 
 
+def test_a_pass_in_which_nothing_runs_beside_is_captured_too(make: Make) -> None:
+    """Where the last stage alone has an output, its norm is one of the chain."""
+    model = make(out_indices=(1,)).cuda()
+    with_graphs = accelerate(model, dtype=torch.float16)
+    without = accelerate(model, dtype=torch.float16, graphs=False)
+    images = torch.randn(2, 3, 90, 112, device="cuda")
+    for sparsity in ("dense", "0.5/0.3"):
+        with_graphs.sparsity = without.sparsity = sparsity
+        (found,), (expected,) = with_graphs(images), without(images)
+        assert torch.equal(found, expected)
+
+
 def test_kernels_that_start_early_compute_what_others_do(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit, pass after pass: none reads what the kernel before it has yet to write."""
     from sparsevit.engine.kernels import attention, embed, feed_forward, linear, merge, norm, rank

@@ -21,7 +21,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    for name in ("faults", "faults_search", "private_postgres"):
+    for name in ("faults", "faults_counts", "faults_search", "private_postgres"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "faults", module)
     spec.loader.exec_module(module)

@@ -13,7 +13,7 @@ from sparsevit.engine.kernels.attention import attention
 from sparsevit.engine.kernels.embed import embed
 from sparsevit.engine.kernels.feed_forward import feed_forward
 from sparsevit.engine.kernels.linear import linear
-from sparsevit.engine.kernels.merge import joined_channels, merge
+from sparsevit.engine.kernels.merge import merge
 from sparsevit.engine.kernels.norm import norm
 from sparsevit.engine.kernels.parts import splits
 from sparsevit.engine.kernels.rank import FEW, magnitude, rank, score, score_and_rank
@@ -45,10 +45,9 @@ def forward(images: Tensor, plan: Plan, weights: BackboneWeights, kept: Sequence
             outs.append(stage.map(plan.shape.batch))
         if of_stage.merging is not None:
             following = plan.stages[number + 1]
-            rows, columns = following.x.shape
-            tile = tuning.merge_tile(rows, columns, joined_channels(stage.size, stage.x.shape[1]))
             into = _first_rows(following, kept[number + 1])
-            merge(stage.x, stage.sums, stage.size, of_stage.merging, *into, tile)
+            assert stage.merging is not None
+            merge(stage.x, stage.sums, stage.size, of_stage.merging, *into, stage.merging)
     beside.join()
     return tuple(outs)
 
@@ -69,7 +68,7 @@ def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: 
                 magnitude(stage.x, stage.magnitudes)
             tokens = stage.size[0] * stage.size[1]
             if stage.windows <= FEW:
-                score_and_rank(stage.magnitudes, stage.places, tokens, stage.ranked, stage.table)
+                score_and_rank(stage.magnitudes, stage.places, tokens, stage.scores, stage.ranked, stage.table)
             else:
                 score(stage.magnitudes, stage.places, stage.scores)
                 rank(stage.scores, stage.places, tokens, stage.ranked, stage.table)

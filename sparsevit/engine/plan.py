@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsevit.engine.kernels.merge import joined_channels
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import slots
-from sparsevit.engine.weights import BackboneWeights
+from sparsevit.engine.tuning import Tile, merge_tile
+from sparsevit.engine.weights import BackboneWeights, StageWeights
 from sparsevit.model.windows import window_table
 
 
@@ -37,7 +39,8 @@ class StagePlan:
     places: token of each window position, shape `(2, W, N)`, int32; -1 where it is padding.
     dense: all windows in their own order, by partition.
     ranked, table: windows by rank and their rows, shapes `(2, B, W)` and `(2, B, W * N)`, int32.
-    magnitudes, scores: of tokens, by slot, `(B * T, S)`, and of windows `(2, B, W)`, float32.
+    magnitudes, scores: of tokens, by slot, `(S, B * T)`, and of windows `(2, B, W)`, float32.
+    merging: block sizes of the merging after it, if there is one.
     """
 
     size: tuple[int, int]
@@ -51,6 +54,7 @@ class StagePlan:
     table: Tensor
     magnitudes: Tensor
     scores: Tensor
+    merging: Tile | None
 
     @property
     def windows(self) -> int:
@@ -92,9 +96,12 @@ def make_plan(shape: Shape, weights: BackboneWeights, dtype: torch.dtype, device
         position = torch.nn.functional.interpolate(weights.position, size=size, mode="bicubic", align_corners=False)
         position = position.flatten(2).transpose(1, 2)[0].contiguous()
     stages, wide, narrow = [], 0, 0
+    parts = 1  # in which whoever writes a stage's first rows has their channels
     for stage in weights.stages:
-        plan = _stage(shape, size, stage.channels, stage.norm is not None, dtype, device)
+        plan = _stage(shape, size, stage, parts, dtype, device)
         stages.append(plan)
+        if plan.merging is not None and stage.merging is not None:
+            parts = math.ceil(stage.merging.weight.shape[1] / plan.merging.columns)
         hidden = stage.blocks[0].first.weight.shape[1]
         wide = max(wide, plan.dense[0].total * max(3 * stage.channels, hidden))
         narrow = max(narrow, plan.dense[0].total * stage.channels)
@@ -104,9 +111,9 @@ def make_plan(shape: Shape, weights: BackboneWeights, dtype: torch.dtype, device
 
 
 def _stage(
-    shape: Shape, size: tuple[int, int], channels: int, out: bool, dtype: torch.dtype, device: torch.device
+    shape: Shape, size: tuple[int, int], weights: StageWeights, parts: int, dtype: torch.dtype, device: torch.device
 ) -> StagePlan:
-    batch, tokens = shape.batch, size[0] * size[1]
+    batch, tokens, channels = shape.batch, size[0] * size[1], weights.channels
     grid = (math.ceil(size[0] / shape.window), math.ceil(size[1] / shape.window))
     tables = [window_table(*size, shape.window, shift, device) for shift in (0, shape.window // 2)]
     places = torch.stack([torch.where(table.index < tokens, table.index, -1) for table in tables])
@@ -118,16 +125,21 @@ def _stage(
     def empty(*dimensions: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(*dimensions, dtype=dtype, device=device)
 
+    merging = None
+    if weights.merging is not None:
+        joined = batch * math.ceil(size[0] / 2) * math.ceil(size[1] / 2)
+        merging = merge_tile(joined, weights.merging.weight.shape[1], joined_channels(size, channels))
     return StagePlan(
         size=size,
         grid=grid,
         x=empty(batch * tokens, channels, dtype=dtype),
         sums=empty(batch * tokens, slots(channels), 2, dtype=torch.float32),
-        out=empty(batch * tokens, channels, dtype=dtype) if out else None,
+        out=None if weights.norm is None else empty(batch * tokens, channels, dtype=dtype),
         places=places.int().contiguous(),
         dense=(Rows(dense[0], order, windows), Rows(dense[1], order, windows)),
         ranked=empty(2, batch, windows, dtype=torch.int32),
         table=empty(2, batch, windows * per_window, dtype=torch.int32),
-        magnitudes=empty(batch * tokens, slots(channels), dtype=torch.float32),
+        magnitudes=empty(parts, batch * tokens, dtype=torch.float32),
         scores=empty(2, batch, windows, dtype=torch.float32),
+        merging=merging,
     )

@@ -85,6 +85,7 @@ OUTPUTS = {  # where launchers take what they write
     "norm": (4,),
     "magnitude": (1,),
     "score": (2,),
+    "score_and_rank": (3,),
 }
 
 

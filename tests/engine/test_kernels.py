@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 from sparsevit.engine.kernels import attention, embed, feed_forward, linear, merge, norm, rank
 from sparsevit.engine.kernels.rows import Rows
-from sparsevit.engine.kernels.sums import magnitudes_of, slots, sums_of
+from sparsevit.engine.kernels.sums import slots, sums_of
 from sparsevit.engine.tuning import Tile
 from sparsevit.engine.weights import fold, padded_logits
 
@@ -154,10 +154,10 @@ def test_merging(
     sums[:, 0] -= sums[:, 1:].sum(1)
     out_sums = poison(len(out), slots(outputs), 2, device=device, dtype=torch.float32)
     tile = Tile(32, 64, 32 if size[1] % 2 else 64, 4, 2)  # in even widths a step may take channels of two tokens
-    magnitudes = poison(len(out), slots(outputs), device=device, dtype=torch.float32)
+    magnitudes = poison(math.ceil(outputs / tile.columns), len(out), device=device, dtype=torch.float32)
     check(merge.merge, merge.merge_reference, (x, sums, size, weights, out, out_sums, magnitudes, tile), 4)
     fit(out_sums, out)
-    torch.testing.assert_close(magnitudes.sum(1), magnitudes_of(out.float()).sum(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(magnitudes.sum(0), out.float().abs().sum(1), rtol=1e-4, atol=1e-4)
 
 
 def test_magnitudes_are_left_out_where_no_windows_are_ranked(device: torch.device, dtype: torch.dtype) -> None:
@@ -167,7 +167,7 @@ def test_magnitudes_are_left_out_where_no_windows_are_ranked(device: torch.devic
     def run(ranked: bool) -> list[Tensor]:
         rows, joined = (torch.zeros(n, channels, device=device, dtype=dtype) for n, channels in ((4, 32), (1, 48)))
         sums, joined_sums = torch.zeros(4, 1, 2, device=device), torch.zeros(1, 1, 2, device=device)
-        magnitudes, joined_magnitudes = torch.zeros(4, 1, device=device), torch.zeros(1, 1, device=device)
+        magnitudes, joined_magnitudes = torch.zeros(1, 4, device=device), torch.zeros(1, 1, device=device)
         wanted = magnitudes if ranked else None
         embed.embed(images, weight, torch.zeros(32, device=device), None, None, 4, rows, sums, wanted)
         wanted = joined_magnitudes if ranked else None
@@ -269,12 +269,12 @@ def test_embedding(
     out = poison(2 * rows, channels, device=device, dtype=dtype)
     images = torch.randn(2, colours, *size, device=device).to(dtype)
     sums = poison(2 * rows, slots(channels), 2, device=device, dtype=torch.float32)
-    magnitudes = poison(2 * rows, slots(channels), device=device, dtype=torch.float32)
+    magnitudes = poison(1, 2 * rows, device=device, dtype=torch.float32)
     norms = (scale, shift, 1e-5) if normed else None
     arguments = (images, weight.to(dtype), bias, norms, position, patch, out, sums, magnitudes)
     check(embed.embed, embed.embed_reference, arguments, 6)
     fit(sums, out)
-    torch.testing.assert_close(magnitudes, magnitudes_of(out.float()), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(magnitudes[0], out.float().abs().sum(1), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("size", "window"), [((14, 21), 7), ((20, 9), 7), ((36, 40), 2)])
@@ -283,7 +283,7 @@ def test_ranking(
     check: Check, make_rows: MakeRows, device: torch.device, size: tuple[int, int], window: int, batch: int
 ) -> None:
     x = tokens(batch, size, 144, device, torch.float32)
-    magnitudes = poison(len(x), slots(x.shape[1]), device=device, dtype=torch.float32)
+    magnitudes = poison(3, len(x), device=device, dtype=torch.float32)
     check(rank.magnitude, rank.magnitude_reference, (x, magnitudes), 1)
     count = size[0] * size[1]
     places = torch.stack([in_order(make_rows, size, window, shift) for shift in (0, window // 2)])
@@ -292,22 +292,49 @@ def test_ranking(
     equals(scores, places, count)
 
 
-@pytest.mark.parametrize(("size", "window"), [((14, 21), 7), ((20, 9), 7), ((1, 1), 7), ((16, 16), 2)])
+FEW = [((14, 21), 7), ((20, 9), 7), ((1, 1), 7), ((16, 16), 2), ((15, 16), 4), ((84, 77), 7), ((30, 32), 2)]
+
+
+@pytest.mark.parametrize(("size", "window"), FEW)
 def test_few_windows_are_scored_and_ranked_at_once(
     make_rows: MakeRows, device: torch.device, size: tuple[int, int], window: int
 ) -> None:
     """In whole numbers, so that scores are exact and many of them equal."""
-    count = size[0] * size[1]
-    magnitudes = torch.randint(0, 2, (3 * count, 5), device=device).float()
+    found, expected = _both_rankings(
+        make_rows, size, window, torch.randint(0, 2, (5, 3 * size[0] * size[1])).to(device)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("size", "window"), FEW)
+@pytest.mark.parametrize("parts", [1, 3])
+def test_ranks_are_a_permutation_in_whatever_order_scores_are_summed(
+    make_rows: MakeRows, device: torch.device, size: tuple[int, int], window: int, parts: int
+) -> None:
+    """Magnitudes that differ in their last bits alone: sums of them differ by the order they are taken in."""
+    magnitudes = 1 + torch.rand(parts, 3 * size[0] * size[1], device=device) * 1e-6
+    (scores, ranked, table), expected = _both_rankings(make_rows, size, window, magnitudes)
+    torch.testing.assert_close(scores, expected[0], rtol=1e-5, atol=0)
+    windows = torch.arange(ranked.shape[2], device=device).int().expand_as(ranked)
+    assert torch.equal(ranked.sort(-1).values, windows)
+    assert torch.equal(scores.gather(2, ranked.long()), scores.sort(-1, descending=True).values)
+    assert torch.equal(table.sort(-1).values, expected[2].sort(-1).values)
+
+
+def _both_rankings(
+    make_rows: MakeRows, size: tuple[int, int], window: int, magnitudes: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Scores, ranks and tables of three images, of the kernel and of its reference."""
     places = torch.stack([in_order(make_rows, size, window, shift) for shift in (0, window // 2)])
     results = []
     for run in (rank.score_and_rank, rank.score_and_rank_reference):
-        ranked = torch.full((2, 3, places.shape[1]), -7, dtype=torch.int32, device=device)
-        table = torch.full((2, 3, places[0].numel()), -7, dtype=torch.int32, device=device)
-        run(magnitudes, places, count, ranked, table)
-        results.append((ranked, table))
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
+        scores = poison(2, 3, places.shape[1], device=places.device, dtype=torch.float32)
+        ranked = torch.full_like(scores, -7, dtype=torch.int32)
+        table = torch.full((2, 3, places[0].numel()), -7, dtype=torch.int32, device=places.device)
+        run(magnitudes.float(), places, size[0] * size[1], scores, ranked, table)
+        results.append([scores, ranked, table])
+    return results[0], results[1]
 
 
 def in_order(make_rows: MakeRows, size: tuple[int, int], window: int, shift: int) -> Tensor:

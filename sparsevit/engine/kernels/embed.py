@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsevit.engine.kernels.dependent import begin, launch_options
-from sparsevit.engine.kernels.sums import magnitudes_of, slots, store_magnitude, store_sums, sums_of
+from sparsevit.engine.kernels.sums import slots, store_sums, sums_of
 
 
 @triton.jit(do_not_specialize=["rows", "height", "width", "token_rows", "token_columns"])
@@ -84,7 +84,7 @@ def _embed(
     tokens = acc.to(out.dtype.element_ty)
     tl.store(out + m.to(tl.int64)[:, None] * C + c[None, :], tokens, mask=mask)
     if MAGNITUDES:
-        store_magnitude(magnitudes, m, m < rows, tl.sum(tl.abs(tokens.to(tl.float32)), 1), C, SLOTS)
+        tl.store(magnitudes + m, tl.sum(tl.abs(tokens.to(tl.float32)), 1), mask=m < rows)
 
 
 def embed(
@@ -111,7 +111,7 @@ def embed(
             those of tokens 0.
         position: what is added to each token, shape `(T, C)`, float32.
         out: shape `(B * T, C)`; patches at the bottom and right are filled up with 0.
-        sums, magnitudes: of each token, shapes `(B * T, S, 2)` and `(B * T, S)`, float32; see `sums.py`. Magnitudes
+        sums, magnitudes: of each token, shapes `(B * T, S, 2)` and `(1, B * T)`, float32; see `sums.py`. Magnitudes
             are wanted where windows are ranked next.
     """
     _, colours, height, width = images.shape
@@ -176,4 +176,4 @@ def embed_reference(
     out.copy_((x if position is None else x + position.to(x.dtype)).reshape(out.shape))
     sums.copy_(sums_of(out))
     if magnitudes is not None:
-        magnitudes.copy_(magnitudes_of(out))
+        magnitudes[0] = out.abs().sum(1)

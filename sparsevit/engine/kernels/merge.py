@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
 from sparsevit.engine.kernels.linear import Weights, normed, normed_product
-from sparsevit.engine.kernels.sums import SLOT, magnitudes_of, slots, store_block_magnitude, store_block_sums, sums_of
+from sparsevit.engine.kernels.sums import SLOT, magnitudes_of, slots, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
 
 
@@ -98,7 +98,8 @@ def _merge(
     tl.store(out + m.to(tl.int64)[:, None] * N + n[None, :], tokens, mask=mask)
     store_block_sums(out_sums, m, inside, acc, first, N, BM, BN)
     if MAGNITUDES:
-        store_block_magnitude(out_magnitudes, m, inside, tokens.to(tl.float32), first, N, BM, BN)
+        total_abs = tl.sum(tl.abs(tokens.to(tl.float32)), 1)
+        tl.store(out_magnitudes + first // BN * rows + m, total_abs, mask=inside)
 
 
 def joined_channels(size: tuple[int, int], channels: int) -> int:
@@ -121,7 +122,8 @@ def merge(
     Args:
         x: tokens of maps of `size` (height, width), shape `(B * H * W, K / 4)`.
         sums, out_sums: of the rows of `x`, which are read, and of `out`, which are written; see `sums.py`.
-        out_magnitudes: of the rows of `out`, which are written; wanted where windows are ranked next.
+        out_magnitudes: of the rows of `out`, which are written, shape `(S, M)`, a slot for each block of the tile's
+            columns; wanted where windows are ranked next.
         weights: in the order (row, column, channel) of the 2 x 2 patch.
         out: shape `(M, N)`, M being `B * ceil(H / 2) * ceil(W / 2)`.
         tile: `depth` divides `joined_channels`.
@@ -129,6 +131,7 @@ def merge(
     k, n = weights.weight.shape
     assert tile.columns >= min(SLOT, n)
     assert joined_channels(size, k // 4) % tile.depth == 0
+    assert out_magnitudes is None or len(out_magnitudes) == triton.cdiv(n, tile.columns)
     grid = (triton.cdiv(out.shape[0], tile.rows) * triton.cdiv(n, tile.columns),)
     _merge[grid](
         x,
@@ -174,4 +177,4 @@ def merge_reference(
     out.copy_(normed_product(joined.reshape(out.shape[0], -1), weights))
     out_sums.copy_(sums_of(out))
     if out_magnitudes is not None:
-        out_magnitudes.copy_(magnitudes_of(out))
+        out_magnitudes.copy_(magnitudes_of(out, len(out_magnitudes)))

@@ -12,26 +12,28 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsevit.engine.kernels.dependent import begin, launch_options
-from sparsevit.engine.kernels.sums import magnitudes_of, slots, store_magnitude
+from sparsevit.engine.kernels.sums import magnitudes_of
 
-FEW = 64
+FEW = 256
 """Up to this many windows of an image are ranked in one launch."""
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _magnitude(
-    x, out, rows, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, SLOTS: tl.constexpr, DEPENDENT: tl.constexpr
+    x, out, rows, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, S: tl.constexpr, DEPENDENT: tl.constexpr
 ):
     begin(DEPENDENT)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     c = tl.arange(0, BC)
     mask = (m < rows)[:, None] & (c < C)[None, :]
     values = tl.load(x + m.to(tl.int64)[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
-    store_magnitude(out, m, m < rows, tl.sum(tl.abs(values), 1), C, SLOTS)
+    total = tl.sum(tl.abs(values), 1)
+    for slot in tl.static_range(S):
+        tl.store(out + slot * rows + m, total if slot == 0 else tl.zeros((BM,), tl.float32), mask=m < rows)
 
 
 def magnitude(x: Tensor, out: Tensor) -> None:
-    """Sums of absolute activations of rows `x`, shape `(R, C)`, into `out`, shape `(R, S)`, float32; see `sums.py`.
+    """Sums of absolute activations of rows `x`, shape `(R, C)`, into `out`, shape `(S, R)`, float32; see `sums.py`.
 
     For a stage whose first block keeps all windows: to others these are left behind by whoever writes the rows.
     """
@@ -45,7 +47,7 @@ def magnitude(x: Tensor, out: Tensor) -> None:
         C=channels,
         BM=per_program,
         BC=block,
-        SLOTS=triton.next_power_of_2(slots(channels)),
+        S=len(out),
         **launch_options(x),
         num_warps=4,
     )
@@ -53,7 +55,16 @@ def magnitude(x: Tensor, out: Tensor) -> None:
 
 def magnitude_reference(x: Tensor, out: Tensor) -> None:
     """What `magnitude` computes, in plain PyTorch."""
-    out.copy_(magnitudes_of(x.to(torch.promote_types(x.dtype, torch.float32))))
+    out.copy_(magnitudes_of(x.to(torch.promote_types(x.dtype, torch.float32)), len(out)))
+
+
+@triton.jit
+def _of_tokens(magnitudes, image, images, place, tokens, S: tl.constexpr):
+    """Magnitudes of an image's tokens, sums over slots; 0 where a place is padding."""
+    values = tl.load(magnitudes + image * tokens + place, mask=place >= 0, other=0.0)
+    for slot in tl.static_range(1, S):
+        values += tl.load(magnitudes + (slot * images + image) * tokens + place, mask=place >= 0, other=0.0)
+    return values
 
 
 @triton.jit(do_not_specialize=["tokens", "windows"])
@@ -76,9 +87,7 @@ def _score(
     mask = (w < windows)[:, None] & (n < N)[None, :]
     place = tl.load(places + (partition * windows + w)[:, None] * N + n[None, :], mask=mask, other=-1)
     begin(DEPENDENT)
-    values = tl.zeros((BW, P), tl.float32)
-    for slot in tl.static_range(S):
-        values += tl.load(magnitudes + (image * tokens + place) * S + slot, mask=place >= 0, other=0.0)
+    values = _of_tokens(magnitudes, image, tl.num_programs(1), place, tokens, S)
     at = (partition * tl.num_programs(1) + image) * windows + w
     tl.store(out + at, tl.sum(values * values, 1), mask=w < windows)
 
@@ -87,7 +96,7 @@ def score(magnitudes: Tensor, places: Tensor, out: Tensor) -> None:
     """Sum of the squares of each window's magnitudes: their L2 norm's square, which ranks the same.
 
     Args:
-        magnitudes: sums of absolute activations, shape `(B * T, S)`, float32.
+        magnitudes: sums of absolute activations, shape `(S, B * T)`, float32.
         places: token of each window position in both partitions, shape `(2, W, N)`, int32; -1 where it is padding.
         out: shape `(2, B, W)`, float32.
     """
@@ -97,9 +106,9 @@ def score(magnitudes: Tensor, places: Tensor, out: Tensor) -> None:
         magnitudes,
         places,
         out,
-        len(magnitudes) // images,
+        magnitudes.shape[1] // images,
         windows,
-        S=magnitudes.shape[1],
+        S=len(magnitudes),
         N=tokens,
         P=triton.next_power_of_2(tokens),
         BW=8,
@@ -110,7 +119,7 @@ def score(magnitudes: Tensor, places: Tensor, out: Tensor) -> None:
 
 def score_reference(magnitudes: Tensor, places: Tensor, out: Tensor) -> None:
     """What `score` computes, in plain PyTorch."""
-    of_tokens = magnitudes.sum(1).view(out.shape[1], -1)
+    of_tokens = magnitudes.sum(0).view(out.shape[1], -1)
     padded = torch.cat([of_tokens, of_tokens.new_zeros(len(of_tokens), 1)], dim=1)
     out.copy_(padded[:, places.long()].square().sum(-1).transpose(0, 1))
 
@@ -192,6 +201,7 @@ def rank_reference(scores: Tensor, places: Tensor, tokens: int, ranked: Tensor, 
 def _score_and_rank(
     magnitudes,
     places,
+    scores,
     ranked,
     table,
     tokens,
@@ -200,49 +210,64 @@ def _score_and_rank(
     N: tl.constexpr,
     P: tl.constexpr,
     BW: tl.constexpr,
+    BO: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    image = tl.program_id(0)
-    partition = tl.program_id(1)
+    image = tl.program_id(1)
+    images = tl.num_programs(1)
+    partition = tl.program_id(2)
+    here = (partition * images + image) * windows
     w = tl.arange(0, BW)
+    o = tl.program_id(0) * BO + tl.arange(0, BO)
     n = tl.arange(0, P)
-    mask = (w < windows)[:, None] & (n < N)[None, :]
-    place = tl.load(places + (partition * windows + w)[:, None] * N + n[None, :], mask=mask, other=-1)
+    mask = (w < windows)[None, :] & (n < N)[:, None]
+    own_mask = (o < windows)[:, None] & (n < N)[None, :]
+    place = tl.load(places + (partition * windows + w)[None, :] * N + n[:, None], mask=mask, other=-1)
+    own_place = tl.load(places + (partition * windows + o)[:, None] * N + n[None, :], mask=own_mask, other=-1)
     begin(DEPENDENT)
-    values = tl.zeros((BW, P), tl.float32)
-    for slot in tl.static_range(S):
-        values += tl.load(magnitudes + (image * tokens + place) * S + slot, mask=place >= 0, other=0.0)
-    own = tl.sum(values * values, 1).to(tl.int32, bitcast=True)  # ordered as in `rank`
-    beats = own[None, :] > own[:, None]
-    beats |= (own[None, :] == own[:, None]) & (w[None, :] < w[:, None])
+    values = _of_tokens(magnitudes, image, images, place, tokens, S)
+    # By way of memory: the compiler may sum anew for rows and for columns of what is compared, in another order, and
+    # ranks of scores that differ in their last bit are no permutation. All programs of an image write the same.
+    tl.store(scores + here + w, tl.sum(values * values, 0), mask=w < windows)
+    tl.debug_barrier()
+    theirs = tl.load(scores + here + w, mask=w < windows, other=0.0).to(tl.int32, bitcast=True)  # as in `rank`
+    own = tl.load(scores + here + o, mask=o < windows, other=0.0).to(tl.int32, bitcast=True)
+    beats = theirs[None, :] > own[:, None]
+    beats |= (theirs[None, :] == own[:, None]) & (w[None, :] < o[:, None])
     better = tl.sum((beats & (w < windows)[None, :]).to(tl.int32), 1)
-    mine = (partition * tl.num_programs(0) + image) * windows
-    tl.store(ranked + mine + better, w, mask=w < windows)
-    row = tl.where(place >= 0, image * tokens + place, -1)
-    tl.store(table + (mine + better)[:, None] * N + n[None, :], row, mask=mask)
+    tl.store(ranked + here + better, o, mask=o < windows)
+    row = tl.where(own_place >= 0, image * tokens + own_place, -1)
+    tl.store(table + (here + better)[:, None] * N + n[None, :], row, mask=own_mask)
 
 
-def score_and_rank(magnitudes: Tensor, places: Tensor, tokens: int, ranked: Tensor, table: Tensor) -> None:
-    """`score` and `rank` as one launch, for at most `FEW` windows of an image: a program sees all of them."""
+def score_and_rank(
+    magnitudes: Tensor, places: Tensor, tokens: int, scores: Tensor, ranked: Tensor, table: Tensor
+) -> None:
+    """`score` and `rank` as one launch, for at most `FEW` windows of an image: each program scores all of them."""
     partitions, windows, per_window = places.shape
-    _score_and_rank[(ranked.shape[1], partitions)](
+    width, block = max(16, triton.next_power_of_2(windows)), triton.next_power_of_2(per_window)
+    _score_and_rank[(triton.cdiv(windows, 16), ranked.shape[1], partitions)](
         magnitudes,
         places,
+        scores,
         ranked,
         table,
         tokens,
         windows,
-        S=magnitudes.shape[1],
+        S=len(magnitudes),
         N=per_window,
-        P=triton.next_power_of_2(per_window),
-        BW=max(16, triton.next_power_of_2(windows)),
+        P=block,
+        BW=width,
+        BO=16,
         **launch_options(magnitudes),
-        num_warps=16,
+        num_warps=min(16, max(4, width * block // 256)),
+        maxnreg=64,
     )
 
 
-def score_and_rank_reference(magnitudes: Tensor, places: Tensor, tokens: int, ranked: Tensor, table: Tensor) -> None:
+def score_and_rank_reference(
+    magnitudes: Tensor, places: Tensor, tokens: int, scores: Tensor, ranked: Tensor, table: Tensor
+) -> None:
     """What `score_and_rank` computes, in plain PyTorch."""
-    scores = magnitudes.new_empty(ranked.shape)
     score_reference(magnitudes, places, scores)
     rank_reference(scores, places, tokens, ranked, table)

@@ -1,8 +1,9 @@
 """What rows of a token buffer carry with them, in slots: sum and sum of squares, and magnitude where a stage begins.
 
-Whoever writes a row leaves sums behind, so that the norm that comes next needs no pass of its own; who writes the first
-rows of a stage leaves sums of absolute values, by which windows are ranked. A slot belongs to 64 channels; who has the
-whole row at hand fills the first slot and clears the others. R rows, C channels, S slots.
+Whoever writes a row leaves sums behind, so that the norm that comes next needs no pass of its own. A slot belongs to 64
+channels; who has the whole row at hand fills the first slot and clears the others. Who writes the first rows of a stage
+leaves sums of absolute values, by which windows are ranked: one for each block of columns it works in, and those of a
+block side by side, as windows are scored from runs of tokens. R rows, C channels, S slots.
 """
 
 from __future__ import annotations
@@ -54,26 +55,6 @@ def store_block_sums(sums, row, valid, values, first, C: tl.constexpr, BM: tl.co
     tl.store(at + 1, tl.sum(parts * parts, 2), mask=mask)
 
 
-@triton.jit
-def store_magnitude(magnitudes, row, valid, total, C: tl.constexpr, P: tl.constexpr):
-    """Write sums of absolute values of whole rows."""
-    S: tl.constexpr = (C + 63) // 64
-    slot = tl.arange(0, P)
-    at = magnitudes + row[:, None] * S + slot[None, :]
-    tl.store(at, tl.where((slot == 0)[None, :], total[:, None], 0.0), mask=valid[:, None] & (slot < S)[None, :])
-
-
-@triton.jit
-def store_block_magnitude(magnitudes, row, valid, values, first, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """Write sums of absolute values of BN channels of rows from channel `first` on, as `store_block_sums`."""
-    S: tl.constexpr = (C + 63) // 64
-    WIDTH: tl.constexpr = min(BN, 64)
-    slot = first // 64 + tl.arange(0, BN // WIDTH)
-    at = magnitudes + row[:, None] * S + slot[None, :]
-    parts = tl.reshape(tl.abs(values), (BM, BN // WIDTH, WIDTH))
-    tl.store(at, tl.sum(parts, 2), mask=valid[:, None] & (slot < S)[None, :])
-
-
 def sums_of(x: Tensor) -> Tensor:
     """Sums of rows `x`, shape `(R, C)`, as shape `(R, S, 2)`: all in the first slot."""
     out = x.new_zeros(len(x), slots(x.shape[1]), 2)
@@ -81,8 +62,8 @@ def sums_of(x: Tensor) -> Tensor:
     return out
 
 
-def magnitudes_of(x: Tensor) -> Tensor:
-    """Sums of absolute values of rows `x`, shape `(R, C)`, as shape `(R, S)`: all in the first slot."""
-    out = x.new_zeros(len(x), slots(x.shape[1]))
-    out[:, 0] = x.abs().sum(1)
+def magnitudes_of(x: Tensor, slots: int) -> Tensor:
+    """Sums of absolute values of rows `x`, shape `(R, C)`, as shape `(slots, R)`: all in the first slot."""
+    out = x.new_zeros(slots, len(x))
+    out[0] = x.abs().sum(1)
     return out

@@ -1,6 +1,13 @@
 """Patch embedding: cut an image into patches, project them and normalise, straight into token rows.
 
-B images, T tokens, H W height and width in tokens, C channels.
+B images, T tokens, C channels.
+
+Of every 16 rows and 8 columns of a product, thread 4 g + t of a warp of the tensor cores holds rows g and g + 8 of
+columns 2 t and 2 t + 1; of the left factor it holds the same. The order of rows, columns and terms of the sum is free,
+and is such here that what a thread holds lies together in memory: its two rows are neighbouring tokens, its columns 8
+channels of every 32, its terms whole lines of patches. So pixels and tokens go straight between memory and products;
+only weights pass through shared memory. Tensors for loads and stores have t, g, the 16 rows and the row of the two as
+their first indices, shape (4, 8, BM // 16, 2): in that order Triton shares them out among threads.
 """
 
 from __future__ import annotations
@@ -11,7 +18,137 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsevit.engine.kernels.dependent import begin, launch_options
-from sparsevit.engine.kernels.sums import slots, store_sums, sums_of
+from sparsevit.engine.kernels.sums import slots, sums_of
+
+
+@triton.jit
+def _as_columns(values, ROWS: tl.constexpr, BC: tl.constexpr, GROUP: tl.constexpr):
+    """BC channels in the order of a product's columns, of which GROUP belong together."""
+    WIDTH: tl.constexpr = min(BC, GROUP)
+    if WIDTH > 8:
+        values = tl.reshape(values, (ROWS, BC // WIDTH, 4, WIDTH // 8, 2))
+        values = tl.reshape(tl.permute(values, (0, 1, 3, 2, 4)), (ROWS, BC))
+    return values
+
+
+@triton.jit
+def _load_weights(
+    weight,
+    first,
+    LINES: tl.constexpr,
+    PATCH: tl.constexpr,
+    C: tl.constexpr,
+    BL: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Weights of BC channels from `first` on, a row for each term of the sum: pixels of BL lines of BP each."""
+    k = tl.arange(0, BL * BP)
+    line = k // (4 * BP) * 4 + k // 2 % 4
+    pixel = k // 8 % (BP // 2) * 2 + k % 2
+    c = first + tl.arange(0, BC)
+    mask = ((line < LINES) & (pixel < PATCH))[:, None] & (c < C)[None, :]
+    values = tl.load(weight + (line * PATCH + pixel)[:, None] * C + c[None, :], mask=mask, other=0.0)
+    return _as_columns(values, BL * BP, BC, GROUP)
+
+
+@triton.jit
+def _load_row(start, first, C: tl.constexpr, BC: tl.constexpr, GROUP: tl.constexpr):
+    c = first + tl.arange(0, BC)
+    return _as_columns(tl.load(start + c, mask=c < C, other=0.0)[None, :], 1, BC, GROUP)
+
+
+@triton.jit
+def _load_position(
+    position, first, token, inside, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, GROUP: tl.constexpr
+):
+    c = first + tl.arange(0, BC)
+    mask = inside[:, None] & (c < C)[None, :]
+    return _as_columns(tl.load(position + token[:, None] * C + c[None, :], mask=mask, other=0.0), BM, BC, GROUP)
+
+
+@triton.jit
+def _load_patches(
+    image,
+    rows,
+    height,
+    width,
+    token_rows,
+    token_columns,
+    COLOURS: tl.constexpr,
+    PATCH: tl.constexpr,
+    BL: tl.constexpr,
+    BP: tl.constexpr,
+    BM: tl.constexpr,
+    UNIT: tl.constexpr,
+    WHOLE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """BM patches, UNIT neighbours at a time: a row for each, of BL lines of BP pixels; 0 beyond the image."""
+    EACH: tl.constexpr = 2 // UNIT  # units of a thread
+    t = tl.arange(0, 4)[:, None, None, None, None, None]
+    g = tl.arange(0, 8)[None, :, None, None, None, None]
+    sixteen = tl.arange(0, BM // 16)[None, None, :, None, None, None]
+    unit = (tl.program_id(0) * (BM // 16) + sixteen) * (8 * EACH) + g * EACH
+    columns = token_columns // UNIT
+    row = (unit.to(tl.uint32) // columns.to(tl.uint32)).to(tl.int32)  # of all images
+    number = (row.to(tl.uint32) // token_rows.to(tl.uint32)).to(tl.int32)
+    column = unit - row * columns
+    row -= number * token_rows
+    if EACH == 2:  # the second may begin a row, and the row an image
+        unit += tl.arange(0, 2)[None, None, None, :, None, None]
+        column += tl.arange(0, 2)[None, None, None, :, None, None]
+        row += (column == columns).to(tl.int32)
+        column = tl.where(column == columns, 0, column)
+        number += (row == token_rows).to(tl.int32)
+        row = tl.where(row == token_rows, 0, row)
+    y = row * PATCH
+    x = column * (UNIT * PATCH)
+    pitch = columns * (UNIT * PATCH) if WHOLE else width
+    corner = number.to(tl.int64) * (COLOURS * height * pitch) + y * pitch + x
+    line = tl.arange(0, BL // 4)[None, None, None, None, :, None] * 4 + t
+    pixel = tl.arange(0, UNIT * BP)
+    inside = (unit * UNIT < rows) & (line < COLOURS * PATCH) & (y + line % PATCH < height)
+    if BP > PATCH:
+        inside &= pixel < PATCH
+    if not WHOLE:
+        inside &= x + pixel < width
+    read = image + (corner + (line // PATCH * height + line % PATCH) * pitch) + pixel
+    begin(DEPENDENT)
+    pixels = tl.load(read, mask=inside, other=0.0)
+    pixels = tl.reshape(pixels, (4, 8, BM // 16, EACH, BL // 4, UNIT, BP // 2, 2))
+    return tl.reshape(tl.permute(pixels, (2, 3, 5, 1, 4, 6, 0, 7)), (BM, BL * BP))
+
+
+@triton.jit
+def _row_sums(values, rest, BM: tl.constexpr, BC: tl.constexpr, REST: tl.constexpr):
+    """Sums of rows over both blocks; threads add up what they have of both, then exchange it once."""
+    if REST:
+        values = tl.sum(tl.reshape(values, (BM, BC // 8, 8)), 1) + tl.sum(tl.reshape(rest, (BM, REST // 8, 8)), 1)
+    return tl.sum(values, 1)
+
+
+@triton.jit
+def _of_threads(values, BM: tl.constexpr):
+    """Values of rows in a product's order, shape (4, 8, BM // 16, 2): four threads have each."""
+    values = tl.permute(tl.reshape(values, (BM // 16, 2, 8)), (2, 0, 1))[None, :, :, :]
+    return tl.broadcast_to(values, (4, 8, BM // 16, 2))
+
+
+@triton.jit
+def _store_tokens(
+    tokens, out, first, m, rows, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, GROUP: tl.constexpr
+):
+    """Write BC channels of rows `m` from channel `first` on."""
+    WIDTH: tl.constexpr = min(BC, GROUP)
+    tokens = tl.reshape(tokens, (BM // 16, 2, 8, BC // WIDTH, WIDTH // 8, 4, 2))
+    tokens = tl.reshape(tl.permute(tokens, (5, 2, 0, 1, 3, 4, 6)), (4, 8, BM // 16, 2, BC // WIDTH, WIDTH // 4))
+    t = tl.arange(0, 4)[:, None, None, None, None, None]
+    group = tl.arange(0, BC // WIDTH)[None, None, None, None, :, None]
+    c = first + group * WIDTH + t * (WIDTH // 4) + tl.arange(0, WIDTH // 4)
+    m = m[:, :, :, :, None, None]
+    tl.store(out + m.to(tl.int64) * C + c, tokens, mask=(m < rows) & (c < C))
 
 
 @triton.jit(do_not_specialize=["rows", "height", "width", "token_rows", "token_columns"])
@@ -32,10 +169,13 @@ def _embed(
     token_columns,
     C: tl.constexpr,
     BC: tl.constexpr,
+    REST: tl.constexpr,
+    GROUP: tl.constexpr,
     COLOURS: tl.constexpr,
     PATCH: tl.constexpr,
-    BP: tl.constexpr,
     BL: tl.constexpr,
+    BP: tl.constexpr,
+    UNIT: tl.constexpr,
     WHOLE: tl.constexpr,
     NORM: tl.constexpr,
     EPS: tl.constexpr,
@@ -46,45 +186,50 @@ def _embed(
     DEPENDENT: tl.constexpr,
 ):
     LINES: tl.constexpr = COLOURS * PATCH  # of a patch, each of PATCH pixels; blocks have BL of BP
-    BK: tl.constexpr = BL * BP
-    m = tl.program_id(0) * BM + tl.arange(0, BM)
-    c = tl.arange(0, BC)
-    k = tl.arange(0, BK)
-    read = weight + (k // BP * PATCH + k % BP)[:, None] * C + c[None, :]
-    kernel = tl.load(read, mask=((k // BP < LINES) & (k % BP < PATCH))[:, None] & (c < C)[None, :], other=0.0)
-    # Neighbouring threads take one line of neighbouring patches: these pixels lie in a row, lines of a patch do not.
-    pitch = token_columns * PATCH if WHOLE else width
-    patch_row = m // token_columns  # of all images
-    number = patch_row // token_rows
-    y = (patch_row - number * token_rows) * PATCH
-    x = (m - patch_row * token_columns) * PATCH
-    corner = number.to(tl.int64) * (COLOURS * height * pitch) + y * pitch + x
-    line = tl.arange(0, BL)
-    pixel = tl.arange(0, BP)[None, None, :]
-    across = (line // PATCH * height + line % PATCH) * pitch
-    inside = (m < rows)[:, None] & (line < LINES)[None, :] & (y[:, None] + (line % PATCH)[None, :] < height)
-    inside = inside[:, :, None]
-    if BP > PATCH:
-        inside &= pixel < PATCH
-    if not WHOLE:
-        inside &= x[:, None, None] + pixel < width
-    begin(DEPENDENT)
-    pixels = tl.load(image + (corner[:, None] + across[None, :])[:, :, None] + pixel, mask=inside, other=0.0)
-    patch = tl.reshape(pixels.to(kernel.dtype), (BM, BK))
-    acc = tl.dot(patch, kernel) + tl.load(bias + c, mask=c < C, other=0.0)[None, :]
+    kernel = _load_weights(weight, 0, LINES, PATCH, C, BL, BP, BC, GROUP)
+    before = _load_row(bias, 0, C, BC, GROUP)
+    if REST:
+        kernel_rest = _load_weights(weight, BC, LINES, PATCH, C, BL, BP, REST, GROUP)
+        before_rest = _load_row(bias, BC, C, REST, GROUP)
+    patch = _load_patches(
+        image, rows, height, width, token_rows, token_columns, COLOURS, PATCH, BL, BP, BM, UNIT, WHOLE, DEPENDENT
+    ).to(kernel.dtype)
+    acc = tl.dot(patch, kernel) + before
+    rest = acc
+    if REST:
+        rest = tl.dot(patch, kernel_rest) + before_rest
     if NORM:
-        acc *= tl.rsqrt(tl.sum(acc * acc, 1) / C + EPS)[:, None]
-        acc = acc * tl.load(scale + c, mask=c < C, other=0.0)[None, :]
-        acc += tl.load(shift + c, mask=c < C, other=0.0)[None, :]
-    mask = (m < rows)[:, None] & (c < C)[None, :]
+        deviation = tl.rsqrt(_row_sums(acc * acc, rest * rest, BM, BC, REST) / C + EPS)[:, None]
+        acc = acc * deviation * _load_row(scale, 0, C, BC, GROUP) + _load_row(shift, 0, C, BC, GROUP)
+        if REST:
+            rest = rest * deviation * _load_row(scale, BC, C, REST, GROUP) + _load_row(shift, BC, C, REST, GROUP)
+    i = tl.arange(0, BM)
+    row = tl.program_id(0) * BM + i // 16 * 16 + i % 8 * 2 + i // 8 % 2
     if POSITION:
-        token = m - number * (token_rows * token_columns)
-        acc += tl.load(position + token[:, None] * C + c[None, :], mask=mask, other=0.0)
-    store_sums(sums, m, m < rows, tl.sum(acc, 1), tl.sum(acc * acc, 1), C, SLOTS)
+        token = row % (token_rows * token_columns)
+        acc += _load_position(position, 0, token, row < rows, C, BM, BC, GROUP)
+        if REST:
+            rest += _load_position(position, BC, token, row < rows, C, BM, REST, GROUP)
+    m = _of_threads(row, BM)
     tokens = acc.to(out.dtype.element_ty)
-    tl.store(out + m.to(tl.int64)[:, None] * C + c[None, :], tokens, mask=mask)
-    if MAGNITUDES:
-        tl.store(magnitudes + m, tl.sum(tl.abs(tokens.to(tl.float32)), 1), mask=m < rows)
+    _store_tokens(tokens, out, 0, m, rows, C, BM, BC, GROUP)
+    if REST:
+        tokens_rest = rest.to(out.dtype.element_ty)
+        _store_tokens(tokens_rest, out, BC, m, rows, C, BM, REST, GROUP)
+
+    S: tl.constexpr = (C + 63) // 64
+    mine = (m < rows) & (tl.arange(0, 4) == 0)[:, None, None, None]
+    total = _of_threads(_row_sums(acc, rest, BM, BC, REST), BM)
+    squares = _of_threads(_row_sums(acc * acc, rest * rest, BM, BC, REST), BM)
+    j = tl.arange(0, 2 * SLOTS)
+    values = tl.where(j == 0, total[:, :, :, :, None], tl.where(j == 1, squares[:, :, :, :, None], 0.0))
+    tl.store(sums + m[:, :, :, :, None] * (2 * S) + j, values, mask=mine[:, :, :, :, None] & (j < 2 * S))
+    if MAGNITUDES:  # by products with 1: adding up values that are rounded to 16 bits takes far more instructions
+        absolute = tl.dot(tl.abs(tokens), tl.full((BC, 8), 1, tokens.dtype), input_precision="ieee")
+        if REST:
+            ones = tl.full((REST, 8), 1, tokens.dtype)
+            absolute = tl.dot(tl.abs(tokens_rest), ones, absolute, input_precision="ieee")
+        tl.store(magnitudes + m, _of_threads(tl.max(absolute, 1), BM), mask=mine)
 
 
 def embed(
@@ -100,6 +245,7 @@ def embed(
     *,
     rows: int = 64,
     warps: int = 4,
+    registers: int | None = None,
 ) -> None:
     """Tokens of images.
 
@@ -113,11 +259,15 @@ def embed(
         out: shape `(B * T, C)`; patches at the bottom and right are filled up with 0.
         sums, magnitudes: of each token, shapes `(B * T, S, 2)` and `(1, B * T)`, float32; see `sums.py`. Magnitudes
             are wanted where windows are ranked next.
+        rows: of a program, a multiple of 16.
+        registers: per thread at most; None leaves it to the compiler.
     """
     _, colours, height, width = images.shape
     channels = weight.shape[1]
-    power = triton.next_power_of_2(patch)
+    power = max(2, triton.next_power_of_2(patch))
     token_rows, token_columns = triton.cdiv(height, patch), triton.cdiv(width, patch)
+    block, rest = _blocks(channels)
+    in_pairs = width % (2 * patch) == 0 and power == patch and 2 * patch * images.element_size() <= 16  # of one load
     scale, shift, eps = norm or (bias, bias, 0.0)
     _embed[(triton.cdiv(out.shape[0], rows),)](
         images,
@@ -135,11 +285,14 @@ def embed(
         token_rows,
         token_columns,
         C=channels,
-        BC=max(16, triton.next_power_of_2(channels)),
+        BC=block,
+        REST=rest,
+        GROUP=32 if weight.element_size() == 2 else 8,  # of others the right factor cannot be put in order
         COLOURS=colours,
         PATCH=patch,
+        BL=max(4, triton.next_power_of_2(colours * patch), triton.cdiv(16, power)),
         BP=power,
-        BL=max(triton.next_power_of_2(colours * patch), triton.cdiv(16, power)),
+        UNIT=2 if in_pairs else 1,
         WHOLE=width % patch == 0,
         NORM=norm is not None,
         EPS=eps,
@@ -149,7 +302,16 @@ def embed(
         SLOTS=triton.next_power_of_2(slots(channels)),
         **launch_options(images),
         num_warps=warps,
+        maxnreg=registers,
     )
+
+
+def _blocks(channels: int) -> tuple[int, int]:
+    """Columns of both blocks of a product: 2/3 and 1/3 of the channels where those are powers of 2, else one block."""
+    rest = channels // 3
+    if channels % 3 == 0 and rest >= 16 and rest & (rest - 1) == 0:
+        return 2 * rest, rest
+    return max(16, triton.next_power_of_2(channels)), 0
 
 
 def embed_reference(
@@ -165,6 +327,7 @@ def embed_reference(
     *,
     rows: int = 64,
     warps: int = 4,
+    registers: int | None = None,
 ) -> None:
     """What `embed` computes, in plain PyTorch and the precision of `out`."""
     height, width = images.shape[-2:]

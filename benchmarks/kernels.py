@@ -23,7 +23,7 @@ from timing import build, in_graph, medians
 from sparsevit.engine import accelerate, forward
 from sparsevit.engine.kernels.merge import joined_channels
 from sparsevit.engine.kernels.sums import SLOT
-from sparsevit.engine.tuning import Tile
+from sparsevit.engine.tuning import Tile, WindowChoice
 from sparsevit.model import SparseSwin
 
 BYTES_PER_S, FLOPS_PER_S = 4.3e12, 790e12
@@ -34,6 +34,7 @@ NAMES = (
     "linear",
     "merge",
     "attention",
+    "window_attention",
     "feed_forward",
     "norm",
     "magnitude",
@@ -43,7 +44,7 @@ NAMES = (
 )
 
 
-Choice = Tile | tuple[tuple[str, int], ...]
+Choice = Tile | WindowChoice | tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,11 @@ class Launch:
     bytes: int
 
     def run(self, choice: Choice | None = None) -> None:
-        """With other block sizes: a tile in place of the launch's own, or other keywords."""
-        if isinstance(choice, Tile) and "tile" not in self.keywords:
-            self.call(*(choice if isinstance(each, Tile) else each for each in self.arguments), **self.keywords)
+        """With other block sizes: in place of the launch's own, or as other keywords."""
+        if isinstance(choice, Tile | WindowChoice):
+            self.call(*(choice if type(each) is type(choice) else each for each in self.arguments), **self.keywords)
         else:
-            other = {"tile": choice} if isinstance(choice, Tile) else dict(choice or ())
-            self.call(*self.arguments, **{**self.keywords, **other})
+            self.call(*self.arguments, **{**self.keywords, **dict(choice or ())})
 
     @property
     def floor_us(self) -> float:
@@ -106,10 +106,15 @@ def cost(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tup
         add = rows * n * 2 if keywords.get("target") else 0
         return f"{name} {rows}x{k}x{n}", 2 * rows * k * n, 2 * (rows * (k + n) + k * n) + add
     if name == "attention":
-        heads, rows, channels = arguments[1].shape[0], arguments[2].total, arguments[3].shape[1]
+        heads, rows, channels = arguments[1].shape[1], arguments[2].total, arguments[3].shape[1]
         tokens = keywords["window"] ** 2
-        shifted = " shifted" if keywords["shift"] else ""
+        shifted = " shifted" if len(arguments[1]) > 1 else ""
         return f"attention {rows}x{channels} h{heads}{shifted}", 4 * rows * tokens * channels, 8 * rows * channels
+    if name == "window_attention":
+        rows, channels, (kinds, heads, _, _) = arguments[3].total, arguments[5].shape[1], arguments[2].shape
+        operations = rows * channels * (6 * channels + 4 * keywords["window"] ** 2)
+        title = f"window_attention {rows}x{channels} h{heads}{' shifted' if kinds > 1 else ''}"
+        return title, operations, 4 * rows * channels + 6 * channels**2
     if name == "feed_forward":
         rows, (channels, hidden) = arguments[3].total, arguments[1].weight.shape
         return f"feed_forward {rows}x{channels}", 4 * rows * channels * hidden, 4 * rows * channels
@@ -123,7 +128,7 @@ def cost(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tup
     if name in ("norm", "magnitude"):
         x = arguments[0]
         return f"{name} {x.shape[0]}x{x.shape[1]}", 0, x.numel() * (4 if name == "norm" else 2)
-    scores = arguments[2] if name == "score" else arguments[0]
+    scores = arguments[{"score": 2, "rank": 0, "score_and_rank": 3}[name]]
     return f"{name} {tuple(scores.shape)}", 0, arguments[1].numel() * 4 * scores.shape[1]
 
 
@@ -208,6 +213,7 @@ LINEAR = (
     (128, 64, 32, 4, 3), (128, 128, 32, 8, 3), (64, 128, 32, 4, 3), (64, 64, 64, 4, 2), (64, 128, 64, 4, 2),
     (128, 64, 64, 4, 2), (128, 128, 64, 4, 2), (64, 128, 64, 8, 3), (64, 128, 64, 8, 4), (64, 128, 64, 8, 5),
     (64, 192, 64, 4, 2), (64, 192, 64, 4, 3), (64, 192, 64, 8, 4), (128, 96, 32, 4, 3), (64, 96, 32, 4, 3),
+    (64, 128, 64, 4, 5), (64, 192, 64, 4, 5), (64, 64, 128, 4, 4), (64, 64, 128, 4, 5), (128, 192, 64, 8, 4),
 )  # fmt: skip
 """Rows, columns, depth, warps, stages."""
 
@@ -236,12 +242,23 @@ def candidates(launch: Launch) -> list[Choice]:
         k = x.shape[1] if name == "linear" else joined_channels(launch.arguments[2], x.shape[1])
         found = [Tile(*each) for each in (LINEAR if name == "linear" else LINEAR + MERGE)]
         found = [tile for tile in found if k % tile.depth == 0 and (tile.depth > 32 or k % 64)]
-        if name == "merge":
-            found = [tile for tile in found if tile.columns == tile.power]
-        elif launch.keywords.get("target"):
+        if name == "merge" and launch.arguments[6] is not None:  # of which there is a slot for each block of columns
+            slots, n = len(launch.arguments[6]), launch.arguments[3].weight.shape[1]
+            found = [tile for tile in found if math.ceil(n / tile.columns) == slots]
+        if launch.keywords.get("target"):
             n = launch.arguments[1].weight.shape[1]
             found = [tile for tile in found if tile.columns % SLOT == 0 or tile.columns >= n]
-        return found + [replace(tile, early=True) for tile in found if launch.keywords.get("target")]
+            found += [replace(tile, early=True) for tile in found]
+        return found + [replace(tile, maps=True) for tile in found]
+    if name == "window_attention":
+        return [
+            WindowChoice(each, 4, stages, registers)
+            for each in sorted(
+                {math.ceil(launch.arguments[3].total_windows / slots) for slots in (88, 132, 176, 264, 352)}
+            )
+            for stages in (2, 3)
+            for registers in (None, 128, 168)
+        ]
     if name == "attention":
         return [
             (("programs", programs), ("stages", stages), ("warps", warps))
@@ -249,10 +266,7 @@ def candidates(launch: Launch) -> list[Choice]:
             for stages, warps in ((1, 4), (2, 4), (3, 4), (2, 2))
         ]
     if name == "embed":
-        return [
-            (("rows", rows), ("warps", warps))
-            for rows, warps in ((32, 2), (32, 4), (64, 4), (64, 8), (128, 4), (128, 8), (256, 8))
-        ]
+        return [(("rows", rows), ("warps", warps)) for rows, warps in ((64, 4), (64, 8), (128, 4), (128, 8), (256, 8))]
     return []
 
 
@@ -290,7 +304,7 @@ def search(launches: list[Launch], images: torch.Tensor, dtype: torch.dtype, spa
         print(f"{name} x {count}, floor {launch.floor_us:.2f} us")
         for us, choice in found[:4]:
             print(f"    {(us - now) / count:+8.2f} us each  {shown(choice)}")
-        results[name] = [{"pass_us": us, **(asdict(one) if isinstance(one, Tile) else dict(one))} for us, one in found]
+        results[name] = [{"pass_us": us, **(dict(one) if isinstance(one, tuple) else asdict(one))} for us, one in found]
         chosen[name] = found[0][1] if found and found[0][0] < now - 0.5 else None
         now = min(now, found[0][0]) if chosen[name] is not None else now
     print(f"{sparsity}: with the best of each {time_pass():.1f} us")
@@ -305,7 +319,7 @@ def kind(launch: Launch) -> str:
 
 
 def shown(choice: Choice) -> str:
-    values = astuple(choice) if isinstance(choice, Tile) else [f"{name} {value}" for name, value in choice]
+    values = [f"{name} {value}" for name, value in choice] if isinstance(choice, tuple) else astuple(choice)
     return " ".join(str(each) for each in values)
 
 

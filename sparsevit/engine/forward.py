@@ -18,6 +18,7 @@ from sparsevit.engine.kernels.norm import norm
 from sparsevit.engine.kernels.parts import splits
 from sparsevit.engine.kernels.rank import FEW, magnitude, rank, score, score_and_rank
 from sparsevit.engine.kernels.rows import Rows
+from sparsevit.engine.kernels.window_attention import window_attention
 from sparsevit.engine.plan import Plan, StagePlan
 from sparsevit.engine.weights import BackboneWeights, BlockWeights
 
@@ -84,21 +85,25 @@ def fuses_feed_forward(block: BlockWeights) -> bool:
     return channels <= tuning.FUSED_FEED_FORWARD and splits(channels) and hidden % tuning.HIDDEN_UNIT == 0
 
 
+def fuses_attention(block: BlockWeights) -> bool:
+    """Whether queries, keys and values never leave the chip, which wants few channels, as `fuses_feed_forward`."""
+    channels = block.qkv.weight.shape[0]
+    return channels <= tuning.FUSED_ATTENTION and splits(channels)
+
+
 def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, *, settled: bool) -> None:
-    channels, window = stage.x.shape[1], plan.shape.window
-    qkv, attended = plan.compact(0, rows.total, 3 * channels), plan.compact(1, rows.total, channels)
-    tile = tuning.linear_tile(rows.total, 3 * channels, channels, adds=False)
-    linear(stage.x, block.qkv, qkv, tile, source=rows, sums=stage.sums, settled=settled)
-    attention(
-        qkv,
-        block.logits,
-        rows,
-        attended,
-        window=window,
-        shift=block.shift,
-        grid=stage.grid,
-        **tuning.attention_choice(block.logits.shape[0]),
-    )
+    channels, heads = stage.x.shape[1], block.logits.shape[1]
+    attended = plan.compact(1, rows.total, channels)
+    window, grid = plan.shape.window, stage.grid
+    if fuses_attention(block):
+        choice = tuning.window_choice(rows.total_windows, heads)
+        window_attention(stage.x, block.qkv, block.logits, rows, stage.sums, attended, choice, window=window, grid=grid)
+    else:
+        qkv = plan.compact(0, rows.total, 3 * channels)
+        tile = tuning.linear_tile(rows.total, 3 * channels, channels, adds=False)
+        linear(stage.x, block.qkv, qkv, tile, source=rows, sums=stage.sums, settled=settled)
+        programs, stages = tuning.attention_choice(rows.total_windows, heads)
+        attention(qkv, block.logits, rows, attended, window=window, grid=grid, programs=programs, stages=stages)
     tile = tuning.linear_tile(rows.total, channels, channels, adds=True)
     linear(attended, block.projection, stage.x, tile, target=rows, sums=stage.sums)
 

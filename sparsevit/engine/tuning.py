@@ -15,6 +15,7 @@ class Tile:
     stages: of the pipeline of loads.
     registers: per thread at most, so that more programs share a multiprocessor; None leaves it to the compiler.
     early: whether what results are added to is read before the products, into registers.
+    maps: whether blocks of weights, and of rows that lie together, are loaded by tensor maps, where there are any.
     """
 
     rows: int
@@ -24,6 +25,7 @@ class Tile:
     stages: int
     registers: int | None = None
     early: bool = False
+    maps: bool = False
 
     @property
     def power(self) -> int:
@@ -31,8 +33,25 @@ class Tile:
         return 1 << (self.columns.bit_length() - 1)
 
 
+@dataclass(frozen=True)
+class WindowChoice:
+    """How attention is shared out.
+
+    each: windows that a program takes in turn, of one head.
+    warps, stages, registers: as of `Tile`.
+    """
+
+    each: int
+    warps: int = 4
+    stages: int = 2
+    registers: int | None = None
+
+
 MULTIPROCESSORS = 132
 """Of an H100 or H200, which programs are shared out among."""
+
+FUSED_ATTENTION = 96
+"""Up to this many channels queries, keys and values are found and attended to in one kernel."""
 
 FUSED_FEED_FORWARD = 128
 """Up to this many channels the feed-forward network is one kernel."""
@@ -67,63 +86,64 @@ def linear_tile(rows: int, columns: int, depth: int, *, adds: bool) -> Tile:
             return Tile(64, 96, step, 4, 3, early=True)
         return Tile(128, narrow, step, 4, 3, early=True)
     if depth <= 256:
-        return Tile(128, narrow, step, 4, 2, early=True)
+        return Tile(128, narrow, step, 4, 2, early=True, maps=True)
     if columns < 256 and columns % 128:  # a wide block would be half empty
-        return Tile(128, narrow, step, 4, 4 if _programs(rows, columns, 128, narrow) <= 512 else 3, early=True)
+        stages = 4 if _programs(rows, columns, 128, narrow) <= 512 else 3
+        return Tile(128, narrow, step, 4, stages, early=True, maps=True)
     tall, wide = min(SHAPES, key=lambda shape: _clocks(rows, columns, depth, *shape))
     if _programs(rows, columns, tall, wide) <= MULTIPROCESSORS:
-        return _one_each(rows, columns, depth, tall, wide)
+        return _one_each(rows, columns, depth, tall, wide, adds=adds)
     return (_adding if adds else _expanding)(rows, columns, depth, tall == wide == 128)
 
 
 SHAPES = ((128, 128), (64, 128), (128, 64), (64, 64))
 
 
-def _one_each(rows: int, columns: int, depth: int, tall: int, wide: int) -> Tile:
+def _one_each(rows: int, columns: int, depth: int, tall: int, wide: int, *, adds: bool) -> Tile:
     """No more programs than multiprocessors.
 
     Each then takes more than half of a multiprocessor's shared memory: of less, several find room where the kernel
     before ends first, and multiprocessors where it ends last get none.
     """
-    step = min(64, depth & -depth)
     if tall == wide == 128:
-        return Tile(128, 128, step, 8, 4, early=True)
+        if not adds and columns % 192 == 0 and _programs(rows, columns, 64, 192) <= MULTIPROCESSORS:
+            return Tile(64, 192, 64, 4, 5, maps=True)
+        return Tile(128, 128, 64, 8, 4, early=True, maps=True)
     if tall != wide:
-        return Tile(tall, wide, step, 8, 5, early=True)
-    if depth > 1024 and depth % 128 == 0:
-        return Tile(64, 64, 128, 4, 3, early=True)
-    if _programs(rows, columns, 64, 128) >= 48:  # the next kernel's programs find room beside these
-        return Tile(64, 128, step, 8, 4, early=True)
-    return Tile(64, 64, step, 4, 4, early=True)
+        return Tile(tall, wide, 64, 4, 5, early=True, maps=True)
+    if depth % 128 == 0:
+        return Tile(64, 64, 128, 4, 5 if depth > 1024 else 4, early=True, maps=True)
+    return Tile(64, 64, 64, 4, 4, early=True, maps=True)
 
 
 def _expanding(rows: int, columns: int, depth: int, square: bool) -> Tile:
     """Queries, keys and values, or hidden channels; `square` blocks are those that read least."""
-    step = min(64, depth & -depth)
     blocks = _programs(rows, columns, 128, 128)
     if not square or blocks <= 200:
-        return Tile(64, 192 if columns % 192 == 0 else 128, step, 4, 3)
+        one_wave = _programs(rows, columns, 64, 128) <= 3 * MULTIPROCESSORS
+        return Tile(64, 128 if one_wave or columns % 192 else 192, 64, 4, 3, maps=True)
     if depth <= 512:
         if blocks <= 2 * MULTIPROCESSORS:
-            return Tile(128, 128, step, 4, 2)
+            return Tile(128, 128, 64, 8, 3, maps=True)
         if columns % 192 == 0:
             turns = -(-blocks // (2 * MULTIPROCESSORS))
             if turns > 2 and _programs(rows, columns, 64, 192) <= turns * 2 * MULTIPROCESSORS:
-                return Tile(64, 192, step, 4, 2)
-    return Tile(128, 128, step, 8 if columns >= 4 * depth or blocks < 400 else 4, 3)
+                return Tile(64, 192, 64, 4, 2, maps=True)
+    return Tile(128, 128, 64, 8 if columns >= 4 * depth or blocks < 400 else 4, 3, maps=True)
 
 
 def _adding(rows: int, columns: int, depth: int, square: bool) -> Tile:
     """What is added to rows of the token buffer; `square` as for `_expanding`."""
-    step = min(64, depth & -depth)
     blocks = _programs(rows, columns, 128, 128)
     if blocks > 2 * MULTIPROCESSORS:
-        return Tile(128, 128, step, 8 if blocks < 400 else 4, 3)
+        return Tile(128, 128, 64, 8 if blocks < 400 else 4, 3, maps=True)
     if columns % 192 == 0 and _programs(rows, columns, 64, 192) <= 2 * MULTIPROCESSORS:
-        return Tile(64, 192, step, 4, 3, early=True)
+        return Tile(64, 192, 64, 4, 3, early=True, maps=True)
     if depth <= 512 and square:
-        return Tile(128, 128, step, 4, 2, early=True)
-    return Tile(128, 128, step, 4, 3) if blocks >= 200 else Tile(64, 128, step, 4, 3, early=True)
+        return Tile(128, 128, 64, 4, 2, early=True, maps=True)
+    if blocks >= 200:
+        return Tile(128, 128, 64, 4, 3, maps=True)
+    return Tile(64, 128, 64, 4, 3, early=True, maps=True)
 
 
 def _programs(rows: int, columns: int, tall: int, wide: int) -> int:
@@ -143,6 +163,8 @@ def merge_tile(rows: int, columns: int, depth: int) -> Tile:
     memory leave room for.
     """
     step = min(64, depth & -depth)
+    if columns == 192:
+        return Tile(64, 192, step, 4, 3, maps=True)
     if columns < 256 and columns % 128:
         return Tile(128, min(256, _power(columns)), step, 8 if columns > 32 else 4, 3)
     blocks = -(-rows // 128) * -(-columns // 128)
@@ -151,15 +173,27 @@ def merge_tile(rows: int, columns: int, depth: int) -> Tile:
     if blocks >= 130:
         return Tile(64, 128, step, 4, 3)
     if blocks >= 66:
-        return Tile(64, 256, step, 8, 4)
+        return Tile(64, 192, step, 4, 5, maps=True) if columns % 192 == 0 else Tile(64, 256, step, 8, 4)
     return Tile(64, 64, step, 4, 5)
 
 
-def attention_choice(heads: int) -> dict[str, int]:
+def attention_choice(windows: int, heads: int) -> tuple[int, int]:
     """How many programs the attention kernel starts, and how deep its pipeline is."""
+    if windows * heads <= 12 * MULTIPROCESSORS:  # a window to a program
+        return windows * heads, 2
     if heads <= 6:
-        return {"programs": 528 if heads == 6 else 1056, "stages": 3}
-    return {"programs": 528 if heads >= 24 else 1056, "stages": 2}
+        return 8 * MULTIPROCESSORS, 3
+    return (4 if heads >= 24 else 8) * MULTIPROCESSORS, 2
+
+
+def window_choice(windows: int, heads: int) -> WindowChoice:
+    """Of attention in one kernel with its queries, keys and values.
+
+    Three programs of 168 registers have room on a multiprocessor. In one wave or in two, whichever ends first.
+    """
+    slots = max(1, 3 * MULTIPROCESSORS // heads)
+    one, two = -(-windows // slots), -(-windows // (2 * slots))
+    return WindowChoice(two if 2 * two <= one and windows > 10 * slots else one, registers=168)
 
 
 def _power(value: int) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sparsevit.engine.kernels.linear import Weights
 from sparsevit.model.backbone import PatchEmbed, PatchMerging, SparseSwin, Stage
 from sparsevit.model.block import SwinBlock
+from sparsevit.model.windows import shift_masks
 
 LOG2_E = math.log2(math.e)
 
@@ -42,7 +43,11 @@ class EmbedWeights:
 
 @dataclass(frozen=True, eq=False)
 class BlockWeights:
-    """A block. Queries are scaled by 1 / sqrt(D) and log2 e, logits `(h, P, P)` in base 2."""
+    """A block. Queries are scaled by 1 / sqrt(D) and log2 e.
+
+    logits: what is added to them, relative position bias in base 2, shape `(1, h, P, P)`, or `(4, h, P, P)` where
+        windows are shifted: inside a map, at its right, at its bottom and in the corner, each with its mask.
+    """
 
     shift: int
     qkv: Weights
@@ -78,7 +83,7 @@ def prepare(backbone: SparseSwin, dtype: torch.dtype) -> BackboneWeights:
     stages = []
     for number, module in enumerate(backbone.stages):
         stage = cast(Stage, module)
-        blocks = tuple(_block(cast(SwinBlock, block), dtype) for block in stage.blocks)
+        blocks = tuple(_block(cast(SwinBlock, block), backbone.window_size, dtype) for block in stage.blocks)
         norm = getattr(backbone, f"norm{number}") if number in backbone.out_indices else None
         stages.append(
             StageWeights(
@@ -130,20 +135,23 @@ def fold(
     )
 
 
-def padded_logits(bias: Tensor) -> Tensor:
-    """Relative position bias `(h, N, N)` in base 2, padded to `(h, P, P)`: -inf in columns of no token, 0 in rows.
+def padded_logits(bias: Tensor, masks: Tensor | None = None) -> Tensor:
+    """Relative position bias `(h, N, N)` in base 2, padded to `(1, h, P, P)`: -inf in columns of no token, 0 in rows.
+
+    With the masks of a shifted map's kinds of windows, shape `(4, N, N)`, each of these added: `(4, h, P, P)`.
 
     In float16, whose relative error of 5e-4 is also below what bfloat16 makes of the logits; it halves the bytes.
     """
     heads, tokens, _ = bias.shape
     size = max(16, 1 << (tokens - 1).bit_length())
-    logits = bias.new_zeros(heads, size, size, dtype=torch.float32)
-    logits[:, :, tokens:] = -math.inf
-    logits[:, :tokens, :tokens] = bias.detach().float() * LOG2_E
+    masked = bias.detach().float()[None] + (0 if masks is None else masks[:, None].to(bias.device))
+    logits = bias.new_zeros(len(masked), heads, size, size, dtype=torch.float32)
+    logits[..., tokens:] = -math.inf
+    logits[..., :tokens, :tokens] = masked * LOG2_E
     return logits.to(torch.float16)
 
 
-def _block(block: SwinBlock, dtype: torch.dtype) -> BlockWeights:
+def _block(block: SwinBlock, window: int, dtype: torch.dtype) -> BlockWeights:
     attention = block.attn.w_msa
     channels = attention.proj.in_features
     scale = torch.ones(3 * channels, device=attention.proj.weight.device)
@@ -152,7 +160,7 @@ def _block(block: SwinBlock, dtype: torch.dtype) -> BlockWeights:
     return BlockWeights(
         shift=block.shift,
         qkv=fold(attention.qkv, block.norm1, dtype, scale=scale, after=not block.pad_before_norm),
-        logits=padded_logits(attention.bias()),
+        logits=padded_logits(attention.bias(), shift_masks(window, block.shift) if block.shift else None),
         projection=fold(attention.proj, None, dtype),
         first=fold(cast(nn.Linear, cast(nn.Sequential, first)[0]), block.norm2, dtype),
         second=fold(cast(nn.Linear, second), None, dtype),

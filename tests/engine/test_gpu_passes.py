@@ -86,6 +86,7 @@ OUTPUTS = {  # where launchers take what they write
     "magnitude": (1,),
     "score": (2,),
     "score_and_rank": (3,),
+    "window_attention": (5,),
 }
 
 

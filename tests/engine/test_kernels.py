@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 pytest.importorskip("triton")
 
-from sparsevit.engine.kernels import attention, embed, feed_forward, linear, merge, norm, rank
+from sparsevit.engine.kernels import attention, embed, feed_forward, linear, merge, norm, rank, window_attention
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import slots, sums_of
-from sparsevit.engine.tuning import Tile
+from sparsevit.engine.tuning import Tile, WindowChoice
 from sparsevit.engine.weights import fold, padded_logits
+from sparsevit.model.windows import shift_masks
 
 Check = Callable[..., Tensor]
 MakeRows = Callable[..., Rows]
@@ -36,8 +38,9 @@ def layer(
     return fold(weights.to(device), before.to(device) if normed else None, dtype, after=after)
 
 
-def logits(heads: int, window: int, device: torch.device) -> Tensor:
-    return padded_logits(torch.randn(heads, window**2, window**2, device=device))
+def logits(heads: int, window: int, shift: int, device: torch.device) -> Tensor:
+    bias = torch.randn(heads, window**2, window**2, device=device)
+    return padded_logits(bias, shift_masks(window, shift) if shift else None)
 
 
 def poison(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -47,6 +50,16 @@ def poison(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
 @pytest.fixture(autouse=True)
 def _seed(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(sum(map(ord, request.node.name)))
+
+
+@pytest.fixture(params=[False, True], ids=["", "maps"])
+def maps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether blocks are loaded by tensor maps, which the interpreter has too."""
+    for module in (linear, merge):
+        monkeypatch.setattr(module, "has_maps", lambda x: True)
+    if request.param and torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("no tensor maps before compute capability 9.0")
+    return bool(request.param)
 
 
 def fit(sums: Tensor, x: Tensor) -> None:
@@ -63,13 +76,19 @@ def tokens(batch: int, size: tuple[int, int], channels: int, device: torch.devic
 @pytest.mark.parametrize(("inputs", "outputs"), [(48, 80), (96, 32), (32, 144)])
 @pytest.mark.parametrize("activate", [False, True])
 def test_linear_on_compact_rows(
-    check: Check, device: torch.device, dtype: torch.dtype, rows: int, inputs: int, outputs: int, activate: bool
+    check: Check,
+    device: torch.device,
+    dtype: torch.dtype,
+    maps: bool,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    activate: bool,
 ) -> None:
     weights = layer(inputs, outputs, device, dtype, normed=activate)
     x, out = tokens(1, (rows, 1), inputs, device, dtype), poison(rows, outputs, device=device, dtype=dtype)
-    check(
-        linear.linear, linear.linear_reference, (x, weights, out, SMALL), 2, sums=sums_of(x.float()), activate=activate
-    )
+    arguments = (x, weights, out, replace(SMALL, maps=maps))
+    check(linear.linear, linear.linear_reference, arguments, 2, sums=sums_of(x.float()), activate=activate)
 
 
 @pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
@@ -80,6 +99,7 @@ def test_linear_gathers_rows_and_treats_padding_as_told(
     make_rows: MakeRows,
     device: torch.device,
     dtype: torch.dtype,
+    maps: bool,
     size: tuple[int, int],
     window: int,
     shift: int,
@@ -93,7 +113,7 @@ def test_linear_gathers_rows_and_treats_padding_as_told(
     out = poison(rows.total, 48, device=device, dtype=dtype)
     x = tokens(batch, size, 32, device, dtype)
     sums = sums_of(x.float())
-    arguments = (x, weights, out, SMALL)
+    arguments = (x, weights, out, replace(SMALL, maps=maps))
     check(linear.linear, linear.linear_reference, arguments, 2, source=rows, sums=sums, settled=settled)
 
 
@@ -113,6 +133,7 @@ def test_linear_adds_to_kept_rows_and_leaves_others_alone(
     make_rows: MakeRows,
     device: torch.device,
     dtype: torch.dtype,
+    maps: bool,
     size: tuple[int, int],
     window: int,
     shift: int,
@@ -126,6 +147,7 @@ def test_linear_adds_to_kept_rows_and_leaves_others_alone(
     x = tokens(1, (rows.total, 1), 32, device, dtype)
     weights = layer(32, outputs, device, dtype, normed=False)
     sums = sums_of(buffer.float())
+    tile = replace(tile, maps=maps)
     check(linear.linear, linear.linear_reference, (x, weights, buffer, tile), 2, target=rows, sums=sums)
     fit(sums, buffer)
     others = torch.ones(len(buffer), dtype=torch.bool, device=device)
@@ -137,14 +159,17 @@ def test_linear_adds_to_kept_rows_and_leaves_others_alone(
 @pytest.mark.parametrize("size", [(4, 6), (5, 6), (4, 7), (5, 3), (1, 1)])
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize(("inputs", "outputs"), [(32, 48), (32, 144), (96, 80)])
+@pytest.mark.parametrize("columns", [64, 192])
 def test_merging(
     check: Check,
     device: torch.device,
     dtype: torch.dtype,
+    maps: bool,
     size: tuple[int, int],
     normed: bool,
     inputs: int,
     outputs: int,
+    columns: int,
 ) -> None:
     weights = layer(4 * inputs, outputs, device, dtype, normed=normed)
     out = poison(2 * math.ceil(size[0] / 2) * math.ceil(size[1] / 2), outputs, device=device, dtype=dtype)
@@ -153,7 +178,9 @@ def test_merging(
     sums[:, 1:] = torch.randn_like(sums[:, 1:])
     sums[:, 0] -= sums[:, 1:].sum(1)
     out_sums = poison(len(out), slots(outputs), 2, device=device, dtype=torch.float32)
-    tile = Tile(32, 64, 32 if size[1] % 2 else 64, 4, 2)  # in even widths a step may take channels of two tokens
+    tile = Tile(
+        32, columns, 32 if size[1] % 2 else 64, 4, 2, maps=maps
+    )  # in even widths a step may take channels of two tokens
     magnitudes = poison(math.ceil(outputs / tile.columns), len(out), device=device, dtype=torch.float32)
     check(merge.merge, merge.merge_reference, (x, sums, size, weights, out, out_sums, magnitudes, tile), 4)
     fit(out_sums, out)
@@ -199,15 +226,40 @@ def test_attention(
     qkv = torch.randn(rows.total, 3 * channels, device=device).to(dtype)
     out = poison(rows.total, channels, device=device, dtype=dtype)
     grid = (math.ceil(size[0] / window), math.ceil(size[1] / window))
+    arguments = (qkv, logits(heads, window, shift, device), rows, out)
+    check(attention.attention, attention.attention_reference, arguments, 3, window=window, grid=grid, programs=programs)
+
+
+@pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
+@pytest.mark.parametrize(("heads", "channels"), [(1, 16), (3, 96), (2, 64)])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("each", [1, 3])
+def test_attention_with_its_queries_keys_and_values(
+    check: Check,
+    make_rows: MakeRows,
+    device: torch.device,
+    dtype: torch.dtype,
+    size: tuple[int, int],
+    window: int,
+    shift: int,
+    kept: int,
+    heads: int,
+    channels: int,
+    after: bool,
+    each: int,
+) -> None:
+    rows = make_rows(2, size, window, shift, kept)
+    x = tokens(2, size, channels, device, dtype)
+    weights = layer(channels, 3 * channels, device, dtype, normed=True, after=after)
+    out = poison(rows.total, channels, device=device, dtype=dtype)
+    arguments = (x, weights, logits(heads, window, shift, device), rows, sums_of(x.float()), out)
     check(
-        attention.attention,
-        attention.attention_reference,
-        (qkv, logits(heads, window, device), rows, out),
-        3,
+        window_attention.window_attention,
+        window_attention.window_attention_reference,
+        (*arguments, WindowChoice(each)),
+        5,
         window=window,
-        shift=shift,
-        grid=grid,
-        programs=programs,
+        grid=(math.ceil(size[0] / window), math.ceil(size[1] / window)),
     )
 
 

@@ -59,9 +59,10 @@ def prefetch(start, COUNT: tl.constexpr, DEPENDENT: tl.constexpr):
 
 def launch_options(x: Tensor) -> dict[str, Any]:
     """Keywords of the launch of a kernel that calls `begin(DEPENDENT)`, on the device of `x`."""
-    return {"DEPENDENT": True, "launch_pdl": True} if x.is_cuda and _supported(x.device) else {"DEPENDENT": False}
+    return {"DEPENDENT": True, "launch_pdl": True} if is_hopper(x.device) else {"DEPENDENT": False}
 
 
 @cache
-def _supported(device: torch.device) -> bool:
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+def is_hopper(device: torch.device) -> bool:
+    """Whether it has what came with compute capability 9.0: dependent launches, bulk prefetches, tensor maps."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
 from sparsevit.engine.kernels.gelu import gelu, has_tanh
+from sparsevit.engine.kernels.maps import blocks, has_maps, weight_blocks
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import SLOT, load_slots, slots, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
@@ -115,6 +116,9 @@ def _linear(
     sums,
     table,
     out,
+    x_blocks,
+    weight_blocks,
+    rest_blocks,
     rows,
     per_image,
     stride,
@@ -134,6 +138,7 @@ def _linear(
     BK: tl.constexpr,
     SLOTS: tl.constexpr,
     EARLY: tl.constexpr,
+    MAPS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     columns: tl.constexpr = (N + BN + REST - 1) // (BN + REST)
@@ -176,10 +181,19 @@ def _linear(
         read_rest = weight + k[:, None] * N + n_rest[None, :]
         rest = tl.zeros((BM, REST), tl.float32)
     for step in range(K // BK):
-        a = tl.load(read_x + step * BK, mask=valid[:, None], other=0.0)
-        b = tl.load(read_weight + step * BK * N, mask=n[None, :] < N, other=0.0)
+        if MAPS and not GATHERED:
+            a = x_blocks.load([tl.program_id(0) // columns * BM, step * BK])
+        else:
+            a = tl.load(read_x + step * BK, mask=valid[:, None], other=0.0)
+        if MAPS:
+            b = weight_blocks.load([step * BK, first])
+        else:
+            b = tl.load(read_weight + step * BK * N, mask=n[None, :] < N, other=0.0)
         if REST:
-            c = tl.load(read_rest + step * BK * N, mask=n_rest[None, :] < N, other=0.0)
+            if MAPS:
+                c = rest_blocks.load([step * BK, first + BN])
+            else:
+                c = tl.load(read_rest + step * BK * N, mask=n_rest[None, :] < N, other=0.0)
         acc = tl.dot(a, b, acc)
         if REST:
             rest = tl.dot(a, c, rest)
@@ -229,6 +243,7 @@ def linear(
     assert tile.columns >= min(SLOT, n)
     assert target is None or tile.columns % SLOT == 0 or tile.columns >= n
     assert settled or target is None
+    maps = tile.maps and has_maps(x)
     grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(n, tile.columns),)
     _linear[grid](
         x,
@@ -239,6 +254,8 @@ def linear(
         weights.bias if sums is None else sums,
         selected.table if selected else x,
         out,
+        blocks(x, tile.rows, tile.depth) if maps and source is None else x,
+        *weight_blocks(weights.weight, tile, maps),
         rows,
         selected.per_image if selected else rows,
         selected.table.shape[1] if selected else 0,
@@ -258,9 +275,11 @@ def linear(
         BK=tile.depth,
         SLOTS=triton.next_power_of_2(slots(k)),
         EARLY=target is not None and tile.early,
+        MAPS=maps,
         **launch_options(x),
         num_warps=tile.warps,
         num_stages=tile.stages,
+        maxnreg=tile.registers,
     )
 
 

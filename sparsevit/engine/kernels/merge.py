@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
 from sparsevit.engine.kernels.linear import Weights, normed, normed_product
+from sparsevit.engine.kernels.maps import has_maps, weight_blocks
 from sparsevit.engine.kernels.sums import SLOT, magnitudes_of, slots, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
 
@@ -27,6 +28,38 @@ def pair_sums(sums, token, valid, both, C: tl.constexpr, P: tl.constexpr):
     return tl.load(sums + token[:, None] * WIDTH + j, mask=mask, other=0.0)
 
 
+@triton.jit
+def _finish(
+    acc,
+    first,
+    m,
+    inside,
+    total,
+    squares,
+    bias,
+    column_sums,
+    out,
+    out_sums,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    EPS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """From sums of products to tokens and their sums, for BN columns from `first` on; their magnitudes."""
+    n = first + tl.arange(0, BN)
+    if NORM:
+        of_columns = tl.load(column_sums + n, mask=n < N, other=0.0)
+        acc = normed(acc, total, squares, of_columns, K, EPS)
+    acc += tl.load(bias + n, mask=n < N, other=0.0)[None, :]
+    mask = inside[:, None] & (n[None, :] < N)
+    tokens = acc.to(out.dtype.element_ty)
+    tl.store(out + m.to(tl.int64)[:, None] * N + n[None, :], tokens, mask=mask)
+    store_block_sums(out_sums, m, inside, acc, first, N, BM, BN)
+    return tl.sum(tl.abs(tokens.to(tl.float32)), 1)
+
+
 @triton.jit(do_not_specialize=["rows", "height", "width"])
 def _merge(
     x,
@@ -37,6 +70,8 @@ def _merge(
     out,
     out_sums,
     out_magnitudes,
+    weight_blocks,
+    rest_blocks,
     rows,
     height,
     width,
@@ -46,15 +81,17 @@ def _merge(
     EPS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    REST: tl.constexpr,
     BK: tl.constexpr,
     P: tl.constexpr,
     ODD: tl.constexpr,
     MAGNITUDES: tl.constexpr,
+    MAPS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     C: tl.constexpr = K // 4
-    columns: tl.constexpr = (N + BN - 1) // BN
-    first = tl.program_id(0) % columns * BN
+    columns: tl.constexpr = (N + BN + REST - 1) // (BN + REST)
+    first = tl.program_id(0) % columns * (BN + REST)
     m = tl.program_id(0) // columns * BM + tl.arange(0, BM)
     n = first + tl.arange(0, BN)
     inside = m < rows
@@ -76,30 +113,45 @@ def _merge(
     read_x = x + corner.to(tl.int64)[:, None] * C + k[None, :]
     read_weight = weight + k[:, None] * N + n[None, :]
     acc = tl.zeros((BM, BN), tl.float32)
+    if REST:
+        n_rest = first + BN + tl.arange(0, REST)
+        read_rest = weight + k[:, None] * N + n_rest[None, :]
+        rest = tl.zeros((BM, REST), tl.float32)
     for step in range(K // BK):  # neither the two rows of tokens nor, in an odd width, two tokens share a step
         down = step * BK // (2 * C)
         valid = inside & (below | (down == 0))
         if ODD:
             valid &= beside | (step * BK // C % 2 == 0)
         a = tl.load(read_x + (step * BK + down * (width - 2) * C), mask=valid[:, None], other=0.0)
-        b = tl.load(read_weight + step * BK * N, mask=n[None, :] < N, other=0.0)
+        if MAPS:
+            b = weight_blocks.load([step * BK, first])
+        else:
+            b = tl.load(read_weight + step * BK * N, mask=n[None, :] < N, other=0.0)
+        if REST:
+            if MAPS:
+                c = rest_blocks.load([step * BK, first + BN])
+            else:
+                c = tl.load(read_rest + step * BK * N, mask=n_rest[None, :] < N, other=0.0)
         acc = tl.dot(a, b, acc)
+        if REST:
+            rest = tl.dot(a, c, rest)
 
+    total = 0.0
+    squares = 0.0
     if NORM:
         both = upper + lower
         is_square = (tl.arange(0, P) % 2 == 1)[None, :]
         total = tl.sum(tl.where(is_square, 0.0, both), 1)
         squares = tl.sum(tl.where(is_square, both, 0.0), 1)
-        of_columns = tl.load(column_sums + n, mask=n < N, other=0.0)
-        acc = normed(acc, total, squares, of_columns, K, EPS)
-    acc += tl.load(bias + n, mask=n < N, other=0.0)[None, :]
-    mask = inside[:, None] & (n[None, :] < N)
-    tokens = acc.to(out.dtype.element_ty)
-    tl.store(out + m.to(tl.int64)[:, None] * N + n[None, :], tokens, mask=mask)
-    store_block_sums(out_sums, m, inside, acc, first, N, BM, BN)
+    magnitude = _finish(
+        acc, first, m, inside, total, squares, bias, column_sums, out, out_sums, N, K, NORM, EPS, BM, BN
+    )
+    if REST:
+        magnitude += _finish(
+            rest, first + BN, m, inside, total, squares, bias, column_sums, out, out_sums, N, K, NORM, EPS, BM, REST
+        )
     if MAGNITUDES:
-        total_abs = tl.sum(tl.abs(tokens.to(tl.float32)), 1)
-        tl.store(out_magnitudes + first // BN * rows + m, total_abs, mask=inside)
+        tl.store(out_magnitudes + first // (BN + REST) * rows + m, magnitude, mask=inside)
 
 
 def joined_channels(size: tuple[int, int], channels: int) -> int:
@@ -132,6 +184,7 @@ def merge(
     assert tile.columns >= min(SLOT, n)
     assert joined_channels(size, k // 4) % tile.depth == 0
     assert out_magnitudes is None or len(out_magnitudes) == triton.cdiv(n, tile.columns)
+    maps = tile.maps and has_maps(x)
     grid = (triton.cdiv(out.shape[0], tile.rows) * triton.cdiv(n, tile.columns),)
     _merge[grid](
         x,
@@ -142,6 +195,7 @@ def merge(
         out,
         out_sums,
         out_sums if out_magnitudes is None else out_magnitudes,
+        *weight_blocks(weights.weight, tile, maps),
         out.shape[0],
         *size,
         N=n,
@@ -149,14 +203,17 @@ def merge(
         NORM=weights.eps is not None,
         EPS=weights.eps or 0.0,
         BM=tile.rows,
-        BN=tile.columns,
+        BN=tile.power,
+        REST=tile.columns - tile.power,
         BK=tile.depth,
         P=triton.next_power_of_2(4 * slots(k // 4)),
         ODD=size[1] % 2 == 1,
         MAGNITUDES=out_magnitudes is not None,
+        MAPS=maps,
         **launch_options(x),
         num_warps=tile.warps,
         num_stages=tile.stages,
+        maxnreg=tile.registers,
     )
 
 

@@ -1,0 +1,220 @@
+"""Norm, queries, keys and values, and attention in one pass over windows: what is attended to never leaves the chip.
+
+A program keeps one head's weights and takes several windows in turn, which pays where channels are few: rows are read
+once for each head. The channels are taken in one or three parts that are powers of 2, as Triton's blocks are. N tokens
+in a window, P tokens padded to a power of 2, h heads, D channels of a head, C channels (h * D), R rows of the token
+buffer.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparsevit.engine.kernels.attention import attended, attention_reference, kind_of, table_of
+from sparsevit.engine.kernels.dependent import begin, launch_options
+from sparsevit.engine.kernels.linear import Weights, normed, normed_product
+from sparsevit.engine.kernels.parts import parts_of
+from sparsevit.engine.kernels.rows import Rows
+from sparsevit.engine.kernels.sums import load_slots, slots
+from sparsevit.engine.tuning import WindowChoice
+
+
+@triton.jit
+def _columns(weight, n, C: tl.constexpr, PART: tl.constexpr):
+    """Columns `n` of the weights: three blocks of rows, or one and two that stand for nothing."""
+    at = weight + tl.arange(0, PART)[:, None] * (3 * C) + n[None, :]
+    w0 = tl.load(at)
+    w1 = w0
+    w2 = w0
+    if PART < C:
+        w1 = tl.load(at + PART * 3 * C)
+        w2 = tl.load(at + 2 * PART * 3 * C)
+    return w0, w1, w2
+
+
+@triton.jit
+def _product(x0, x1, x2, w0, w1, w2, PARTS: tl.constexpr):
+    y = tl.dot(x0, w0)
+    if PARTS == 3:
+        y = tl.dot(x1, w1, y)
+        y = tl.dot(x2, w2, y)
+    return y
+
+
+@triton.jit
+def _projected(
+    y, total, squares, real, bias, padding, column_sums, n, C: tl.constexpr, EPS: tl.constexpr, PADS_AFTER: tl.constexpr
+):
+    """From a product to queries, keys or values, of the columns `n`.
+
+    What belongs to columns is read anew for each window: kept, it would take the registers of a fourth of the programs.
+    """
+    y = normed(y, total, squares, tl.load(column_sums + n), C, EPS)
+    shift = tl.load(bias + n)[None, :]
+    if PADS_AFTER:
+        shift = tl.where(real[:, None], shift, tl.load(padding + n)[None, :])
+    return y + shift
+
+
+@triton.jit
+def _rows(table, number, kept, stride, n, N: tl.constexpr):
+    image = number // kept
+    return tl.load(table + (image * stride + number - image * kept) * N + n, mask=n < N, other=-1)
+
+
+@triton.jit(do_not_specialize=["total", "each", "kept", "stride", "window_rows", "window_columns"])
+def _window_attention(
+    x,
+    weight,
+    bias,
+    padding,
+    column_sums,
+    sums,
+    logits,
+    table,
+    windows,
+    out,
+    total,
+    each,
+    kept,
+    stride,
+    window_rows,
+    window_columns,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    P: tl.constexpr,
+    PART: tl.constexpr,
+    EPS: tl.constexpr,
+    PADS_AFTER: tl.constexpr,
+    SLOTS: tl.constexpr,
+    STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    N: tl.constexpr = WINDOW * WINDOW
+    C: tl.constexpr = HEADS * D
+    PARTS: tl.constexpr = C // PART
+    head = tl.program_id(0) % HEADS
+    first = tl.program_id(0) // HEADS * each
+    end = tl.minimum(first + each, total)
+    n = tl.arange(0, P)
+    queries = head * D + tl.arange(0, D)
+    keys = C + queries
+    values = 2 * C + queries
+    q0, q1, q2 = _columns(weight, queries, C, PART)
+    k0, k1, k2 = _columns(weight, keys, C, PART)
+    v0, v1, v2 = _columns(weight, values, C, PART)
+    if not SHIFTED:
+        added = table_of(logits, head, 0, HEADS, P)
+    begin(DEPENDENT)
+    # Sums are asked for a window ahead: only what products take does the compiler bring early by itself.
+    following = _rows(table, first, kept, stride, n, N)
+    of_slots, squares_of_slots = load_slots(sums, following, following >= 0, C, SLOTS)
+    dtype: tl.constexpr = x.dtype.element_ty
+    for number in tl.range(first, end, num_stages=STAGES):
+        row = _rows(table, number, kept, stride, n, N)
+        real = row >= 0
+        read = x + row.to(tl.int64)[:, None] * C + tl.arange(0, PART)[None, :]
+        x0 = tl.load(read, mask=real[:, None], other=0.0)
+        x1 = x0
+        x2 = x0
+        if PARTS == 3:
+            x1 = tl.load(read + PART, mask=real[:, None], other=0.0)
+            x2 = tl.load(read + 2 * PART, mask=real[:, None], other=0.0)
+        if SHIFTED:
+            image = number // kept
+            window = tl.load(windows + image * stride + number - image * kept)
+            added = table_of(logits, head, kind_of(window, window_rows, window_columns), HEADS, P)
+        row_sums = tl.sum(of_slots, 1)
+        squares = tl.sum(squares_of_slots, 1)
+        following = _rows(table, tl.minimum(number + 1, end - 1), kept, stride, n, N)
+        of_slots, squares_of_slots = load_slots(sums, following, following >= 0, C, SLOTS)
+
+        q = _product(x0, x1, x2, q0, q1, q2, PARTS)
+        q = _projected(q, row_sums, squares, real, bias, padding, column_sums, queries, C, EPS, PADS_AFTER).to(dtype)
+        k = _product(x0, x1, x2, k0, k1, k2, PARTS)
+        k = _projected(k, row_sums, squares, real, bias, padding, column_sums, keys, C, EPS, PADS_AFTER).to(dtype)
+        v = _product(x0, x1, x2, v0, v1, v2, PARTS)
+        v = _projected(v, row_sums, squares, real, bias, padding, column_sums, values, C, EPS, PADS_AFTER).to(dtype)
+        y = attended(q, k, v, added)
+        write = out + (number * N + n).to(tl.int64)[:, None] * C + queries[None, :]
+        tl.store(write, y.to(dtype), mask=(n < N)[:, None])
+
+
+def window_attention(
+    x: Tensor,
+    weights: Weights,
+    logits: Tensor,
+    rows: Rows,
+    sums: Tensor,
+    out: Tensor,
+    choice: WindowChoice,
+    *,
+    window: int,
+    grid: tuple[int, int],
+) -> None:
+    """Attend inside each window of rows of the token buffer.
+
+    Args:
+        x: token buffer, shape `(R, C)`.
+        weights: norm and layer of queries, keys and values, shape `(C, 3 * C)`; queries are scaled, in base 2.
+        logits: what is added, see `attention`.
+        rows: which windows.
+        sums: of the rows of `x`, shape `(R, S, 2)`, float32; see `sums.py`.
+        out: compact rows, shape `(windows * N, C)`.
+        grid: rows and columns of windows in a map.
+    """
+    kinds, heads, padded, _ = logits.shape
+    channels, total = x.shape[1], rows.total_windows
+    _window_attention[(triton.cdiv(total, choice.each) * heads,)](
+        x,
+        weights.weight,
+        weights.bias,
+        weights.padding,
+        weights.column_sums,
+        sums,
+        logits,
+        rows.table,
+        rows.windows,
+        out,
+        total,
+        choice.each,
+        rows.kept,
+        rows.windows.shape[1],
+        *grid,
+        HEADS=heads,
+        D=channels // heads,
+        WINDOW=window,
+        SHIFTED=kinds > 1,
+        P=padded,
+        PART=parts_of(channels),
+        EPS=weights.eps,
+        PADS_AFTER=weights.pads_after_norm,
+        SLOTS=triton.next_power_of_2(slots(channels)),
+        STAGES=choice.stages,
+        **launch_options(x),
+        num_warps=choice.warps,
+        maxnreg=choice.registers,
+    )
+
+
+def window_attention_reference(
+    x: Tensor,
+    weights: Weights,
+    logits: Tensor,
+    rows: Rows,
+    sums: Tensor,
+    out: Tensor,
+    choice: WindowChoice,
+    *,
+    window: int,
+    grid: tuple[int, int],
+) -> None:
+    """What `window_attention` computes, in plain PyTorch and the precision of `x`."""
+    qkv = normed_product(rows.gather(x), weights)
+    if weights.pads_after_norm:
+        qkv[rows.flat() < 0] = weights.padding.to(qkv.dtype)
+    attention_reference(qkv, logits, rows, out, window=window, grid=grid, programs=1)

@@ -1,0 +1,200 @@
+"""What each kernel of a pass takes of a multiprocessor, compiled for an H100 or H200 here: no GPU is needed.
+
+Kernels are short, and the next one can be in place before one ends only if a program of it finds room beside those that
+run (4 us were seen to hang on it); so the last column counts the programs that do. Norms are left out: they run beside.
+
+python benchmarks/kernel_resources.py --sparsity 0.6
+python benchmarks/kernel_resources.py --variant base --size 1344 --batch 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from kernels import NAMES
+from timing import VARIANTS, build
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from sparsevit.engine.forward import forward
+from sparsevit.engine.kernels import (
+    attention,
+    embed,
+    feed_forward,
+    linear,
+    merge,
+    norm,
+    rank,
+    window_attention,
+)
+from sparsevit.engine.plan import Shape, make_plan
+from sparsevit.engine.tuning import MULTIPROCESSORS
+from sparsevit.engine.weights import prepare
+from sparsevit.sparsity import Sparsity, windows_per_stage
+
+MODULES = (attention, embed, feed_forward, linear, merge, norm, rank, window_attention)
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
+REGISTERS, SHARED_MEMORY, WARPS = 65536, 228 * 1024, 64
+"""Of a multiprocessor; a program takes 1024 bytes of shared memory besides its own."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A launch, and what each of its programs takes; registers of a program, spills in bytes of a thread."""
+
+    name: str
+    programs: int
+    warps: int
+    registers: int
+    shared: int
+    spills: int
+    instructions: int
+
+    @property
+    def at_once(self) -> int:
+        """Programs of it for which a multiprocessor has room."""
+        return min(REGISTERS // self.registers, SHARED_MEMORY // self.shared, WARPS // self.warps)
+
+    @property
+    def held(self) -> int:
+        """Programs of it that a multiprocessor has while all are busy."""
+        return min(self.at_once, math.ceil(self.programs / MULTIPROCESSORS))
+
+    def beside(self, other: Kernel) -> int:
+        """Programs of it for which there is room beside those of `other`."""
+        return min(
+            (REGISTERS - other.held * other.registers) // self.registers,
+            (SHARED_MEMORY - other.held * other.shared) // self.shared,
+            WARPS // self.warps - other.held * other.warps // self.warps,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", choices=VARIANTS, default="tiny")
+    parser.add_argument("--size", type=int, nargs="+", default=[672], help="pixels, one side or height and width")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16")
+    parser.add_argument("--sparsity", default="dense")
+    options = parser.parse_args()
+    size = (options.size * 2)[0], (options.size * 2)[1]
+    before = None
+    print(
+        f"{'kernel':17s} {'programs':>8s} {'warps':>5s} {'registers':>9s} {'shared KiB':>10s} {'spills':>6s} "
+        f"{'instructions':>12s} {'at once':>7s} {'waves':>5s} {'next to the one before':>22s}"
+    )
+    for kernel in chain(options.variant, options.sparsity, options.batch, size, getattr(torch, options.dtype)):
+        beside = "" if before is None else str(kernel.beside(before))
+        print(
+            f"{kernel.name:17s} {kernel.programs:8d} {kernel.warps:5d} {kernel.registers // 32 // kernel.warps:9d} "
+            f"{kernel.shared / 1024 - 1:10.0f} {kernel.spills:6d} {kernel.instructions:12d} {kernel.at_once:7d} "
+            f"{kernel.programs / MULTIPROCESSORS / kernel.at_once:5.2f} {beside:>22s}"
+        )
+        before = kernel
+
+
+@torch.no_grad()
+def chain(variant: str, sparsity: str, batch: int, size: tuple[int, int], dtype: torch.dtype) -> Iterator[Kernel]:
+    """The launches of a pass in order, without norms."""
+    model = build(variant)
+    counts = windows_per_stage(size, window=model.window_size, patch=model.patch_size)
+    found = Sparsity.of(sparsity, model.depths)
+    each = iter(found.kept(counts))
+    kept = [[next(each) for _ in stage] for stage in found.stages]
+    weights = prepare(model, dtype)
+    plan = make_plan(Shape(batch, size, model.patch_size, model.window_size), weights, dtype, torch.device("cpu"))
+    kernels: list[Kernel] = []
+    with compiled_only(kernels):
+        forward(torch.empty(batch, 3, *size, dtype=dtype), plan, weights, kept)
+    yield from (kernel for kernel in kernels if kernel.name != "norm")
+
+
+@contextmanager
+def compiled_only(kernels: list[Kernel]) -> Iterator[None]:
+    """Launches compile for compute capability 9.0 and run nothing; what each takes is added to `kernels`."""
+    before = [(module, dict(vars(module))) for module in MODULES]
+    known: dict[Any, tuple[int, int, int, int]] = {}
+    try:
+        for module in MODULES:
+            for name in (f"_{launcher}" for launcher in NAMES):
+                if hasattr(module, name):
+                    setattr(module, name, Grid(getattr(module, name), kernels, known))
+            for name, value in (
+                ("launch_options", lambda x: {"DEPENDENT": True, "launch_pdl": True}),
+                ("has_maps", lambda x: True),
+                ("has_tanh", lambda x: x.dtype == torch.bfloat16),
+            ):
+                if hasattr(module, name):
+                    setattr(module, name, value)
+        yield
+    finally:
+        for module, names in before:
+            vars(module).update(names)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Stands for a kernel: `kernel[grid](...)`."""
+
+    kernel: JITFunction[Any]
+    kernels: list[Kernel]
+    known: dict[Any, tuple[int, int, int, int]]
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any, **keywords: Any) -> None:
+            names = self.kernel.arg_names
+            values = dict(zip(names, arguments, strict=False)) | {k: v for k, v in keywords.items() if k in names}
+            options = {k: v for k, v in keywords.items() if k not in names and v is not None}
+            signature = {p.name: "constexpr" if p.is_constexpr else _type(values[p.name]) for p in self.kernel.params}
+            constants = {(p.num,): values[p.name] for p in self.kernel.params if p.is_constexpr}
+            key = self.kernel.__name__, tuple(signature.items()), tuple(constants.items()), tuple(options.items())
+            if key not in self.known:
+                aligned = {
+                    (p.num,): [["tt.divisibility", 16]] for p in self.kernel.params if signature[p.name][0] == "*"
+                }
+                self.known[key] = _compile(ASTSource(self.kernel, signature, constants, aligned), options)
+            name = self.kernel.__name__.removeprefix("_")
+            self.kernels.append(Kernel(name, math.prod(grid), options["num_warps"], *self.known[key]))
+
+        return launch
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return "*" + TYPES[value.dtype]
+    if isinstance(value, int):
+        return "i32"
+    return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>"
+
+
+def _compile(source: ASTSource, options: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Registers, shared memory, spills and instructions of a program."""
+    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    tool = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("-res-usage", "-sass")
+        )
+    registers, spills = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
+    instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\w+)", code)
+    granted = math.ceil(registers / 8) * 8 * 32 * options["num_warps"]
+    return granted, kernel.metadata.shared + 1024, spills, len(instructions) - instructions.count("NOP")
+
+
+if __name__ == "__main__":
+    main()

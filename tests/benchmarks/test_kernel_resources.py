@@ -1,0 +1,52 @@
+"""Kernels are compiled for a GPU that is not there, and what finds room beside what is worked out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+def test_a_table_of_a_pass() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "kernel_resources.py", "--size", "224", "--batch", "1", "--sparsity", "0.5"]
+    run = subprocess.run(
+        command,
+        cwd=FOLDER,
+        env=environment | {"PYTHONPATH": str(FOLDER.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    head, *rows = [line.split() for line in run.stdout.splitlines()]
+    assert head[:3] == ["kernel", "programs", "warps"]
+    assert [row[0] for row in rows[:4]] == ["embed", "score_and_rank", "window_attention", "linear"]
+    assert sum(row[0] == "merge" for row in rows) == 3
+    for _, programs, warps, registers, _, spills, instructions, at_once, *_ in rows:
+        assert int(programs) > 0
+        assert 16 <= int(registers) <= 256
+        assert int(registers) * 32 * int(warps) * int(at_once) <= 65536
+        assert int(spills) < 128
+        assert int(instructions) > 100
+
+
+def test_what_finds_room_beside_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    from kernel_resources import Kernel
+
+    def kernel(programs: int, warps: int, registers: int, shared: int) -> Kernel:
+        return Kernel("", programs, warps, registers * 32 * warps, shared * 1024, 0, 0)
+
+    few, many = kernel(132, 8, 128, 121), kernel(1000, 4, 128, 50)
+    assert (few.at_once, few.held) == (1, 1)
+    assert (many.at_once, many.held) == (4, 4)
+    assert many.beside(few) == 2  # the shared memory of two
+    assert few.beside(many) == 0
+    assert kernel(1000, 4, 40, 1).beside(few) == 6  # registers of six

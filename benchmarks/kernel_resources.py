@@ -1,10 +1,11 @@
-"""What each kernel of a pass takes of a multiprocessor, compiled for an H100 or H200 here: no GPU is needed.
+"""What each kernel of a pass takes of a multiprocessor, compiled for an H100 or H200, or another GPU: none is needed.
 
 Kernels are short, and the next one can be in place before one ends only if a program of it finds room beside those that
 run (4 us were seen to hang on it); so the last column counts the programs that do. Norms are left out: they run beside.
 
 python benchmarks/kernel_resources.py --sparsity 0.6
 python benchmarks/kernel_resources.py --variant base --size 1344 --batch 1
+python benchmarks/kernel_resources.py --capability 86   # whether all of them fit on an RTX 3090 or A6000
 """
 
 from __future__ import annotations
@@ -46,13 +47,21 @@ from sparsevit.sparsity import Sparsity, windows_per_stage
 
 MODULES = (attention, embed, feed_forward, linear, merge, norm, rank, window_attention)
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
-REGISTERS, SHARED_MEMORY, WARPS = 65536, 228 * 1024, 64
-"""Of a multiprocessor; a program takes 1024 bytes of shared memory besides its own."""
+REGISTERS, WARPS = 65536, 64
+"""Of a multiprocessor."""
+
+SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+"""Bytes that a program may have, by compute capability; a multiprocessor has 1024 more, which each takes besides."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A launch, and what each of its programs takes; registers of a program, spills in bytes of a thread."""
+    """A launch, and what each of its programs takes.
+
+    registers: of all threads.
+    shared: bytes; room: those of a multiprocessor.
+    spills: bytes of a thread.
+    """
 
     name: str
     programs: int
@@ -61,11 +70,12 @@ class Kernel:
     shared: int
     spills: int
     instructions: int
+    room: int
 
     @property
     def at_once(self) -> int:
         """Programs of it for which a multiprocessor has room."""
-        return min(REGISTERS // self.registers, SHARED_MEMORY // self.shared, WARPS // self.warps)
+        return min(REGISTERS // self.registers, self.room // self.shared, WARPS // self.warps)
 
     @property
     def held(self) -> int:
@@ -76,7 +86,7 @@ class Kernel:
         """Programs of it for which there is room beside those of `other`."""
         return min(
             (REGISTERS - other.held * other.registers) // self.registers,
-            (SHARED_MEMORY - other.held * other.shared) // self.shared,
+            (self.room - other.held * other.shared) // self.shared,
             WARPS // self.warps - other.held * other.warps // self.warps,
         )
 
@@ -88,6 +98,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16")
     parser.add_argument("--sparsity", default="dense")
+    parser.add_argument("--capability", type=int, choices=SHARED_MEMORY, default=90)
     options = parser.parse_args()
     size = (options.size * 2)[0], (options.size * 2)[1]
     before = None
@@ -95,18 +106,21 @@ def main() -> None:
         f"{'kernel':17s} {'programs':>8s} {'warps':>5s} {'registers':>9s} {'shared KiB':>10s} {'spills':>6s} "
         f"{'instructions':>12s} {'at once':>7s} {'waves':>5s} {'next to the one before':>22s}"
     )
-    for kernel in chain(options.variant, options.sparsity, options.batch, size, getattr(torch, options.dtype)):
+    dtype = getattr(torch, options.dtype)
+    for kernel in chain(options.variant, options.sparsity, options.batch, size, dtype, options.capability):
         beside = "" if before is None else str(kernel.beside(before))
         print(
             f"{kernel.name:17s} {kernel.programs:8d} {kernel.warps:5d} {kernel.registers // 32 // kernel.warps:9d} "
             f"{kernel.shared / 1024 - 1:10.0f} {kernel.spills:6d} {kernel.instructions:12d} {kernel.at_once:7d} "
-            f"{kernel.programs / MULTIPROCESSORS / kernel.at_once:5.2f} {beside:>22s}"
+            f"{kernel.programs / MULTIPROCESSORS / max(1, kernel.at_once):5.2f} {beside:>22s}"
         )
         before = kernel
 
 
 @torch.no_grad()
-def chain(variant: str, sparsity: str, batch: int, size: tuple[int, int], dtype: torch.dtype) -> Iterator[Kernel]:
+def chain(
+    variant: str, sparsity: str, batch: int, size: tuple[int, int], dtype: torch.dtype, capability: int
+) -> Iterator[Kernel]:
     """The launches of a pass in order, without norms."""
     model = build(variant)
     counts = windows_per_stage(size, window=model.window_size, patch=model.patch_size)
@@ -116,24 +130,26 @@ def chain(variant: str, sparsity: str, batch: int, size: tuple[int, int], dtype:
     weights = prepare(model, dtype)
     plan = make_plan(Shape(batch, size, model.patch_size, model.window_size), weights, dtype, torch.device("cpu"))
     kernels: list[Kernel] = []
-    with compiled_only(kernels):
+    with compiled_only(kernels, capability):
         forward(torch.empty(batch, 3, *size, dtype=dtype), plan, weights, kept)
     yield from (kernel for kernel in kernels if kernel.name != "norm")
 
 
 @contextmanager
-def compiled_only(kernels: list[Kernel]) -> Iterator[None]:
-    """Launches compile for compute capability 9.0 and run nothing; what each takes is added to `kernels`."""
+def compiled_only(kernels: list[Kernel], capability: int) -> Iterator[None]:
+    """Launches compile for a compute capability and run nothing; what each takes is added to `kernels`."""
+    hopper = capability >= 90
     before = [(module, dict(vars(module))) for module in MODULES]
     known: dict[Any, tuple[int, int, int, int]] = {}
     try:
         for module in MODULES:
             for name in (f"_{launcher}" for launcher in NAMES):
                 if hasattr(module, name):
-                    setattr(module, name, Grid(getattr(module, name), kernels, known))
+                    setattr(module, name, Grid(getattr(module, name), kernels, known, capability))
             for name, value in (
-                ("launch_options", lambda x: {"DEPENDENT": True, "launch_pdl": True}),
-                ("has_maps", lambda x: True),
+                ("launch_options", lambda x: {"DEPENDENT": hopper} | ({"launch_pdl": True} if hopper else {})),
+                ("has_maps", lambda x: hopper),
+                ("shared_memory", lambda device: SHARED_MEMORY[capability]),
                 ("has_tanh", lambda x: x.dtype == torch.bfloat16),
             ):
                 if hasattr(module, name):
@@ -151,6 +167,7 @@ class Grid:
     kernel: JITFunction[Any]
     kernels: list[Kernel]
     known: dict[Any, tuple[int, int, int, int]]
+    capability: int
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*arguments: Any, **keywords: Any) -> None:
@@ -164,9 +181,15 @@ class Grid:
                 aligned = {
                     (p.num,): [["tt.divisibility", 16]] for p in self.kernel.params if signature[p.name][0] == "*"
                 }
-                self.known[key] = _compile(ASTSource(self.kernel, signature, constants, aligned), options)
+                self.known[key] = _compile(
+                    ASTSource(self.kernel, signature, constants, aligned), options, self.capability
+                )
             name = self.kernel.__name__.removeprefix("_")
-            self.kernels.append(Kernel(name, math.prod(grid), options["num_warps"], *self.known[key]))
+            self.kernels.append(
+                Kernel(
+                    name, math.prod(grid), options["num_warps"], *self.known[key], SHARED_MEMORY[self.capability] + 1024
+                )
+            )
 
         return launch
 
@@ -179,9 +202,9 @@ def _type(value: Any) -> str:
     return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>"
 
 
-def _compile(source: ASTSource, options: dict[str, Any]) -> tuple[int, int, int, int]:
+def _compile(source: ASTSource, options: dict[str, Any], capability: int) -> tuple[int, int, int, int]:
     """Registers, shared memory, spills and instructions of a program."""
-    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     tool = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])

@@ -32,6 +32,14 @@ class Tile:
         """Columns of the greater part: a block is a power of 2 wide, or two blocks are, as 128 and 64."""
         return 1 << (self.columns.bit_length() - 1)
 
+    def within(self, shared: int, step: int, kept: int = 0) -> int:
+        """Stages for which there is room: of `step` bytes each in `shared` bytes, of which others take `kept`."""
+        return max(1, min(self.stages, (shared - kept - SPARE) // step))
+
+
+SPARE = 1024
+"""Bytes of shared memory that a pipeline leaves to barriers and sums."""
+
 
 @dataclass(frozen=True)
 class WindowChoice:

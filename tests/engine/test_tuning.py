@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sparsevit.engine.kernels.sums import SLOT
-from sparsevit.engine.tuning import Tile, feed_forward_tile, linear_tile, merge_tile
+from sparsevit.engine.tuning import SPARE, Tile, feed_forward_tile, linear_tile, merge_tile
 
 SHARED_MEMORY = 227 * 1024  # bytes that a program may have on an H100 or H200
 REGISTERS = 65536  # of a multiprocessor
@@ -35,6 +35,14 @@ def test_products(rows: int, columns: int, depth: int, adds: bool) -> None:
     assert not adds or tile.columns % SLOT == 0 or tile.columns >= columns
     held = tile.rows * tile.columns // (32 * tile.warps)  # values of a thread
     assert not tile.early or held <= 128
+
+
+@given(tile=st.builds(Tile, *[st.integers(1, 8)] * 5), shared=st.integers(0, 1 << 18), step=st.integers(1, 1 << 16))
+def test_pipelines_are_as_deep_as_there_is_room(tile: Tile, shared: int, step: int) -> None:
+    stages = tile.within(shared, step, kept=500)
+    assert 1 <= stages <= tile.stages
+    assert stages == 1 or stages * step + 500 < shared
+    assert stages == tile.stages or (stages + 1) * step + 500 + SPARE > shared
 
 
 @given(rows=rows, columns=channels, depth=channels)

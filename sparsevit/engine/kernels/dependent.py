@@ -8,14 +8,14 @@ the L1 cache (`cache_modifier=".cg"`), which may hold what was there a pass ago.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from sparsevit.engine.kernels.device import is_hopper
 
 
 @triton.jit
@@ -60,9 +60,3 @@ def prefetch(start, COUNT: tl.constexpr, DEPENDENT: tl.constexpr):
 def launch_options(x: Tensor) -> dict[str, Any]:
     """Keywords of the launch of a kernel that calls `begin(DEPENDENT)`, on the device of `x`."""
     return {"DEPENDENT": True, "launch_pdl": True} if is_hopper(x.device) else {"DEPENDENT": False}
-
-
-@cache
-def is_hopper(device: torch.device) -> bool:
-    """Whether it has what came with compute capability 9.0: dependent launches, bulk prefetches, tensor maps."""
-    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)

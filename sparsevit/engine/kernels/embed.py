@@ -245,7 +245,6 @@ def embed(
     *,
     rows: int = 64,
     warps: int = 4,
-    registers: int | None = None,
 ) -> None:
     """Tokens of images.
 
@@ -260,7 +259,6 @@ def embed(
         sums, magnitudes: of each token, shapes `(B * T, S, 2)` and `(1, B * T)`, float32; see `sums.py`. Magnitudes
             are wanted where windows are ranked next.
         rows: of a program, a multiple of 16.
-        registers: per thread at most; None leaves it to the compiler.
     """
     _, colours, height, width = images.shape
     channels = weight.shape[1]
@@ -302,7 +300,6 @@ def embed(
         SLOTS=triton.next_power_of_2(slots(channels)),
         **launch_options(images),
         num_warps=warps,
-        maxnreg=registers,
     )
 
 
@@ -327,7 +324,6 @@ def embed_reference(
     *,
     rows: int = 64,
     warps: int = 4,
-    registers: int | None = None,
 ) -> None:
     """What `embed` computes, in plain PyTorch and the precision of `out`."""
     height, width = images.shape[-2:]

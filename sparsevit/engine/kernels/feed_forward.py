@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
+from sparsevit.engine.kernels.device import shared_memory
 from sparsevit.engine.kernels.gelu import gelu, has_tanh
 from sparsevit.engine.kernels.linear import Weights
 from sparsevit.engine.kernels.parts import normalised, parts_of
@@ -98,6 +99,7 @@ def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, sums: T
         tile: `columns` are hidden channels at a time; `depth` is not used.
     """
     channels, hidden = first.weight.shape
+    step, kept = 2 * tile.columns * channels * x.element_size(), tile.rows * channels * x.element_size()
     _feed_forward[(triton.cdiv(rows.total, tile.rows),)](
         x,
         rows.table,
@@ -116,7 +118,7 @@ def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, sums: T
         TANH=has_tanh(x),
         BM=tile.rows,
         BH=tile.columns,
-        STAGES=tile.stages,
+        STAGES=tile.within(shared_memory(x.device), step, kept),
         SLOTS=triton.next_power_of_2(slots(channels)),
         **launch_options(x),
         num_warps=tile.warps,

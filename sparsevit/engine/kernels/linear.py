@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
+from sparsevit.engine.kernels.device import shared_memory
 from sparsevit.engine.kernels.gelu import gelu, has_tanh
 from sparsevit.engine.kernels.maps import blocks, has_maps, weight_blocks
 from sparsevit.engine.kernels.rows import Rows
@@ -214,6 +215,12 @@ def _linear(
         )  # fmt: skip
 
 
+def pipeline(tile: Tile, x: Tensor) -> int:
+    """Stages of a product's pipeline, of a step of rows and one of columns each, for which the device has room."""
+    step = (tile.rows + tile.columns) * tile.depth * x.element_size()
+    return tile.within(shared_memory(x.device), step)
+
+
 def linear(
     x: Tensor,
     weights: Weights,
@@ -278,7 +285,7 @@ def linear(
         MAPS=maps,
         **launch_options(x),
         num_warps=tile.warps,
-        num_stages=tile.stages,
+        num_stages=pipeline(tile, x),
         maxnreg=tile.registers,
     )
 

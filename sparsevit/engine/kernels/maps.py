@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sparsevit.engine.kernels.dependent import is_hopper
+from sparsevit.engine.kernels.device import is_hopper
 from sparsevit.engine.tuning import Tile
 
 

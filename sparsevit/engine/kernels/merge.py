@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
-from sparsevit.engine.kernels.linear import Weights, normed, normed_product
+from sparsevit.engine.kernels.linear import Weights, normed, normed_product, pipeline
 from sparsevit.engine.kernels.maps import has_maps, weight_blocks
 from sparsevit.engine.kernels.sums import SLOT, magnitudes_of, slots, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
@@ -212,7 +212,7 @@ def merge(
         MAPS=maps,
         **launch_options(x),
         num_warps=tile.warps,
-        num_stages=tile.stages,
+        num_stages=pipeline(tile, x),
         maxnreg=tile.registers,
     )
 

@@ -2,6 +2,7 @@
 
 Kernels are short, and the next one can be in place before one ends only if a program of it finds room beside those that
 run (4 us were seen to hang on it); so the last column counts the programs that do. Norms are left out: they run beside.
+Whatever the GPU, programs are shared out among the 132 multiprocessors of an H200.
 
 python benchmarks/kernel_resources.py --sparsity 0.6
 python benchmarks/kernel_resources.py --variant base --size 1344 --batch 1
@@ -43,15 +44,34 @@ from sparsevit.engine.kernels import (
 from sparsevit.engine.plan import Shape, make_plan
 from sparsevit.engine.tuning import MULTIPROCESSORS
 from sparsevit.engine.weights import prepare
+from sparsevit.errors import UserError
 from sparsevit.sparsity import Sparsity, windows_per_stage
 
 MODULES = (attention, embed, feed_forward, linear, merge, norm, rank, window_attention)
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
-REGISTERS, WARPS = 65536, 64
+REGISTERS = 65536
 """Of a multiprocessor."""
 
-SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
-"""Bytes that a program may have, by compute capability; a multiprocessor has 1024 more, which each takes besides."""
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a compute capability.
+
+    shared: bytes that a program may have; a multiprocessor has 1024 more, which each takes besides.
+    warps: of a multiprocessor.
+    """
+
+    shared: int
+    warps: int
+
+
+LIMITS = {
+    80: Limits(163 * 1024, 64),
+    86: Limits(99 * 1024, 48),
+    89: Limits(99 * 1024, 48),
+    90: Limits(227 * 1024, 64),
+}
+"""By compute capability."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +79,7 @@ class Kernel:
     """A launch, and what each of its programs takes.
 
     registers: of all threads.
-    shared: bytes; room: those of a multiprocessor.
+    shared: bytes, with those that each takes besides.
     spills: bytes of a thread.
     """
 
@@ -70,12 +90,12 @@ class Kernel:
     shared: int
     spills: int
     instructions: int
-    room: int
+    limits: Limits
 
     @property
     def at_once(self) -> int:
         """Programs of it for which a multiprocessor has room."""
-        return min(REGISTERS // self.registers, self.room // self.shared, WARPS // self.warps)
+        return min(REGISTERS // self.registers, self._shared // self.shared, self.limits.warps // self.warps)
 
     @property
     def held(self) -> int:
@@ -86,9 +106,13 @@ class Kernel:
         """Programs of it for which there is room beside those of `other`."""
         return min(
             (REGISTERS - other.held * other.registers) // self.registers,
-            (self.room - other.held * other.shared) // self.shared,
-            WARPS // self.warps - other.held * other.warps // self.warps,
+            (self._shared - other.held * other.shared) // self.shared,
+            (self.limits.warps - other.held * other.warps) // self.warps,
         )
+
+    @property
+    def _shared(self) -> int:
+        return self.limits.shared + 1024
 
 
 def main() -> None:
@@ -98,16 +122,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16")
     parser.add_argument("--sparsity", default="dense")
-    parser.add_argument("--capability", type=int, choices=SHARED_MEMORY, default=90)
+    parser.add_argument("--capability", type=int, choices=LIMITS, default=90)
     options = parser.parse_args()
     size = (options.size * 2)[0], (options.size * 2)[1]
     before = None
+    dtype = getattr(torch, options.dtype)
+    try:
+        kernels = chain(options.variant, options.sparsity, options.batch, size, dtype, options.capability)
+    except UserError as error:
+        parser.error(str(error))
     print(
         f"{'kernel':17s} {'programs':>8s} {'warps':>5s} {'registers':>9s} {'shared KiB':>10s} {'spills':>6s} "
         f"{'instructions':>12s} {'at once':>7s} {'waves':>5s} {'next to the one before':>22s}"
     )
-    dtype = getattr(torch, options.dtype)
-    for kernel in chain(options.variant, options.sparsity, options.batch, size, dtype, options.capability):
+    for kernel in kernels:
         beside = "" if before is None else str(kernel.beside(before))
         print(
             f"{kernel.name:17s} {kernel.programs:8d} {kernel.warps:5d} {kernel.registers // 32 // kernel.warps:9d} "
@@ -120,7 +148,7 @@ def main() -> None:
 @torch.no_grad()
 def chain(
     variant: str, sparsity: str, batch: int, size: tuple[int, int], dtype: torch.dtype, capability: int
-) -> Iterator[Kernel]:
+) -> list[Kernel]:
     """The launches of a pass in order, without norms."""
     model = build(variant)
     counts = windows_per_stage(size, window=model.window_size, patch=model.patch_size)
@@ -132,7 +160,7 @@ def chain(
     kernels: list[Kernel] = []
     with compiled_only(kernels, capability):
         forward(torch.empty(batch, 3, *size, dtype=dtype), plan, weights, kept)
-    yield from (kernel for kernel in kernels if kernel.name != "norm")
+    return [kernel for kernel in kernels if kernel.name != "norm"]
 
 
 @contextmanager
@@ -149,7 +177,7 @@ def compiled_only(kernels: list[Kernel], capability: int) -> Iterator[None]:
             for name, value in (
                 ("launch_options", lambda x: {"DEPENDENT": hopper} | ({"launch_pdl": True} if hopper else {})),
                 ("has_maps", lambda x: hopper),
-                ("shared_memory", lambda device: SHARED_MEMORY[capability]),
+                ("shared_memory", lambda device: LIMITS[capability].shared),
                 ("has_tanh", lambda x: x.dtype == torch.bfloat16),
             ):
                 if hasattr(module, name):
@@ -186,9 +214,7 @@ class Grid:
                 )
             name = self.kernel.__name__.removeprefix("_")
             self.kernels.append(
-                Kernel(
-                    name, math.prod(grid), options["num_warps"], *self.known[key], SHARED_MEMORY[self.capability] + 1024
-                )
+                Kernel(name, math.prod(grid), options["num_warps"], *self.known[key], LIMITS[self.capability])
             )
 
         return launch

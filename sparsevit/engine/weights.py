@@ -45,11 +45,11 @@ class EmbedWeights:
 class BlockWeights:
     """A block. Queries are scaled by 1 / sqrt(D) and log2 e.
 
-    logits: what is added to them, relative position bias in base 2, shape `(1, h, P, P)`, or `(4, h, P, P)` where
-        windows are shifted: inside a map, at its right, at its bottom and in the corner, each with its mask.
+    logits: what is added to those of attention, relative position bias in base 2, shape `(1, h, P, P)`, or
+        `(4, h, P, P)` where windows are shifted: inside a map, at its right, at its bottom and in the corner, each with
+        its mask.
     """
 
-    shift: int
     qkv: Weights
     logits: Tensor
     projection: Weights
@@ -158,7 +158,6 @@ def _block(block: SwinBlock, window: int, dtype: torch.dtype) -> BlockWeights:
     scale[:channels] = attention.scale * LOG2_E
     first, second = block.ffn.layers[0], block.ffn.layers[1]
     return BlockWeights(
-        shift=block.shift,
         qkv=fold(attention.qkv, block.norm1, dtype, scale=scale, after=not block.pad_before_norm),
         logits=padded_logits(attention.bias(), shift_masks(window, block.shift) if block.shift else None),
         projection=fold(attention.proj, None, dtype),

@@ -42,10 +42,10 @@ def test_a_table_of_a_pass() -> None:
 
 def test_what_finds_room_beside_what(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(FOLDER)
-    from kernel_resources import Kernel
+    from kernel_resources import LIMITS, Kernel
 
     def kernel(programs: int, warps: int, registers: int, shared: int) -> Kernel:
-        return Kernel("", programs, warps, registers * 32 * warps, shared * 1024, 0, 0, 228 * 1024)
+        return Kernel("", programs, warps, registers * 32 * warps, shared * 1024, 0, 0, LIMITS[90])
 
     few, many = kernel(132, 8, 128, 121), kernel(1000, 4, 128, 50)
     assert (few.at_once, few.held) == (1, 1)
@@ -53,3 +53,4 @@ def test_what_finds_room_beside_what(monkeypatch: pytest.MonkeyPatch) -> None:
     assert many.beside(few) == 2  # the shared memory of two
     assert few.beside(many) == 0
     assert kernel(1000, 4, 40, 1).beside(few) == 6  # registers of six
+    assert kernel(1000, 16, 16, 1).beside(kernel(132, 32, 16, 1)) == 2  # warps of two

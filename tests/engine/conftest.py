@@ -50,6 +50,12 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 @pytest.fixture
+def seeded(request: pytest.FixtureRequest) -> None:
+    """Each test draws numbers of its own, the same in every run."""
+    torch.manual_seed(sum(map(ord, request.node.name)))
+
+
+@pytest.fixture
 def make_rows(device: torch.device) -> Callable[..., Rows]:
     """Kept windows of a map in an order drawn for each image."""
 

@@ -93,8 +93,8 @@ class FastBackbone(nn.Module):
         if self._graphs is None:
             raise UserError(f"this backbone runs without CUDA graphs on {self.device}: call it instead")
         with torch.cuda.device(self.device):
-            buffers = self._engine.buffers(like)
-            return self._graphs.get(self._key(like), like, self._run, buffers, self._engine.in_use)
+            engine, buffers = self._engine, self._engine.buffers(like)
+            return self._graphs.get(self._key(like), like, self._run, buffers, engine.in_use, engine.weights)
 
     def release(self) -> None:
         """Give back the memory of buffers and graphs; the next pass makes its own anew."""
@@ -150,7 +150,7 @@ class _Plain:
 
         from sparsevit.engine import cpu
 
-        self.backbone = copy.deepcopy(backbone).to(dtype).eval().requires_grad_(False)
+        self.backbone = self.weights = copy.deepcopy(backbone).to(dtype).eval().requires_grad_(False)
         self.dtype = dtype
         self.own_parts = cpu.serves(backbone.patch_embed.projection.weight.device, dtype)
         if self.own_parts:

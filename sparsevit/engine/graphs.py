@@ -21,13 +21,14 @@ Run = Callable[[Tensor], tuple[Tensor, ...]]
 class Replay:
     """One captured pass: fill `images`, call it, read `maps`, which the next pass overwrites.
 
-    buffers: memory that the pass works in and a graph does not keep by itself.
+    buffers, weights: memory that the pass works in and reads, which a graph does not keep by itself.
     """
 
     graph: torch.cuda.CUDAGraph
     images: Tensor
     maps: tuple[Tensor, ...]
     buffers: object
+    weights: object
 
     def __call__(self) -> None:
         """Run the pass on the current stream."""
@@ -49,16 +50,25 @@ class Graphs:
     def __deepcopy__(self, memo: object) -> Graphs:
         return Graphs(self._replays.limit)
 
-    def get(self, key: Hashable, like: Tensor, run: Run, buffers: Hashable, in_use: Callable[[object], bool]) -> Replay:
+    def get(
+        self,
+        key: Hashable,
+        like: Tensor,
+        run: Run,
+        buffers: Hashable,
+        in_use: Callable[[object], bool],
+        weights: object,
+    ) -> Replay:
         """The replay of `key` for images like these in these buffers; `run` is captured if there is none.
 
         Args:
+            weights: who holds what `run` reads; a replay may outlive its backbone.
             in_use: whether buffers are those of a pass to come; a capture makes the graphs of others go.
         """
 
         def make() -> Replay:
             self._replays.keep(lambda replay: in_use(replay.buffers))
-            return self._capture(like, run, buffers)
+            return self._capture(like, run, buffers, weights)
 
         return self._replays.get((key, like.shape, like.dtype, buffers), make)
 
@@ -68,7 +78,7 @@ class Graphs:
         self._inputs.clear()
         self._pool = None
 
-    def _capture(self, like: Tensor, run: Run, buffers: object) -> Replay:
+    def _capture(self, like: Tensor, run: Run, buffers: object, weights: object) -> Replay:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         images = self._inputs.get((like.shape, like.dtype), lambda: torch.zeros_like(like).contiguous())
@@ -84,4 +94,4 @@ class Graphs:
             self._stream = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             maps = run(images)
-        return Replay(graph, images, maps, buffers)
+        return Replay(graph, images, maps, buffers, weights)

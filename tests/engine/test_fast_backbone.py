@@ -234,16 +234,16 @@ def test_recent_keeps_what_was_used_last() -> None:
 def test_graphs_go_with_the_buffers_they_work_in(monkeypatch: pytest.MonkeyPatch) -> None:
     captured: list[str] = []
 
-    def capture(self: Graphs, like: torch.Tensor, run: Any, buffers: Any) -> Replay:
+    def capture(self: Graphs, like: torch.Tensor, run: Any, buffers: Any, weights: Any) -> Replay:
         captured.append(buffers)
-        return Replay(None, like, (), buffers)  # type: ignore[arg-type]
+        return Replay(None, like, (), buffers, weights)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Graphs, "_capture", capture)
     graphs, images = Graphs(), torch.zeros(1)
     in_use = {"first", "second"}
 
     def get(key: int, buffers: str) -> Replay:
-        return graphs.get(key, images, lambda images: (), buffers, lambda each: each in in_use)
+        return graphs.get(key, images, lambda images: (), buffers, lambda each: each in in_use, None)
 
     assert get(0, "first") is get(0, "first")
     get(1, "first")

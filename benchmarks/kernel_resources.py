@@ -35,10 +35,12 @@ from sparsevit.engine.kernels import (
     attention,
     embed,
     feed_forward,
+    held_feed_forward,
     linear,
     merge,
     norm,
     rank,
+    rank_few,
     window_attention,
 )
 from sparsevit.engine.plan import Shape, make_plan
@@ -47,7 +49,7 @@ from sparsevit.engine.weights import prepare
 from sparsevit.errors import UserError
 from sparsevit.sparsity import Sparsity, windows_per_stage
 
-MODULES = (attention, embed, feed_forward, linear, merge, norm, rank, window_attention)
+MODULES = (attention, embed, feed_forward, held_feed_forward, linear, merge, norm, rank, rank_few, window_attention)
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
 REGISTERS = 65536
 """Of a multiprocessor."""
@@ -178,6 +180,7 @@ def compiled_only(kernels: list[Kernel], capability: int) -> Iterator[None]:
                 ("launch_options", lambda x: {"DEPENDENT": hopper} | ({"launch_pdl": True} if hopper else {})),
                 ("has_maps", lambda x: hopper),
                 ("shared_memory", lambda device: LIMITS[capability].shared),
+                ("multiprocessors", lambda device: MULTIPROCESSORS),
                 ("has_tanh", lambda x: x.dtype == torch.bfloat16),
             ):
                 if hasattr(module, name):
@@ -231,6 +234,9 @@ def _type(value: Any) -> str:
 def _compile(source: ASTSource, options: dict[str, Any], capability: int) -> tuple[int, int, int, int]:
     """Registers, shared memory, spills and instructions of a program."""
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    ptx = kernel.asm["ptx"]
+    for name in re.findall(r"prefetch\.param\.tensormap \[(\w+)\]", ptx):  # named by hand, see `maps.py`
+        assert re.search(rf"\.param \.align 64 \.b8 {name}\[128\]", ptx), f"{name} is no tensor map"
     tool = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])

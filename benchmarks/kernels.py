@@ -36,6 +36,7 @@ NAMES = (
     "attention",
     "window_attention",
     "feed_forward",
+    "held_feed_forward",
     "norm",
     "magnitude",
     "score",
@@ -103,7 +104,7 @@ def cost(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tup
         selected = keywords.get("source") or keywords.get("target")
         rows = selected.total if selected else arguments[4 if name == "merge" else 2].shape[0]
         k, n = weights.shape
-        add = rows * n * 2 if keywords.get("target") else 0
+        add = rows * n * 2 if keywords.get("residual") is not None else 0
         return f"{name} {rows}x{k}x{n}", 2 * rows * k * n, 2 * (rows * (k + n) + k * n) + add
     if name == "attention":
         heads, rows, channels = arguments[1].shape[1], arguments[2].total, arguments[3].shape[1]
@@ -115,9 +116,9 @@ def cost(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tup
         operations = rows * channels * (6 * channels + 4 * keywords["window"] ** 2)
         title = f"window_attention {rows}x{channels} h{heads}{' shifted' if kinds > 1 else ''}"
         return title, operations, 4 * rows * channels + 6 * channels**2
-    if name == "feed_forward":
+    if name in ("feed_forward", "held_feed_forward"):
         rows, (channels, hidden) = arguments[3].total, arguments[1].weight.shape
-        return f"feed_forward {rows}x{channels}", 4 * rows * channels * hidden, 4 * rows * channels
+        return f"{name} {rows}x{channels}", 4 * rows * channels * hidden, 4 * rows * channels
     if name == "embed":
         images, weight, out = arguments[0], arguments[1], arguments[6]
         return (
@@ -245,7 +246,7 @@ def candidates(launch: Launch) -> list[Choice]:
         if name == "merge" and launch.arguments[6] is not None:  # of which there is a slot for each block of columns
             slots, n = len(launch.arguments[6]), launch.arguments[3].weight.shape[1]
             found = [tile for tile in found if math.ceil(n / tile.columns) == slots]
-        if launch.keywords.get("target"):
+        if launch.keywords.get("residual") is not None:
             n = launch.arguments[1].weight.shape[1]
             found = [tile for tile in found if tile.columns % SLOT == 0 or tile.columns >= n]
             found += [replace(tile, early=True) for tile in found]

@@ -12,11 +12,13 @@ from sparsevit.engine.beside import Beside
 from sparsevit.engine.kernels.attention import attention
 from sparsevit.engine.kernels.embed import embed
 from sparsevit.engine.kernels.feed_forward import feed_forward
+from sparsevit.engine.kernels.held_feed_forward import held_feed_forward, holds
 from sparsevit.engine.kernels.linear import linear
 from sparsevit.engine.kernels.merge import merge
 from sparsevit.engine.kernels.norm import norm
 from sparsevit.engine.kernels.parts import splits
-from sparsevit.engine.kernels.rank import FEW, magnitude, rank, score, score_and_rank
+from sparsevit.engine.kernels.rank import magnitude, rank, score
+from sparsevit.engine.kernels.rank_few import FEW, score_and_rank
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.window_attention import window_attention
 from sparsevit.engine.plan import Plan, StagePlan
@@ -69,14 +71,16 @@ def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: 
                 magnitude(stage.x, stage.magnitudes)
             tokens = stage.size[0] * stage.size[1]
             if stage.windows <= FEW:
-                score_and_rank(stage.magnitudes, stage.places, tokens, stage.scores, stage.ranked, stage.table)
+                score_and_rank(
+                    stage.magnitudes, stage.places, stage.size, stage.scores, stage.ranked, stage.table,
+                    window=plan.shape.window,
+                )  # fmt: skip
             else:
                 score(stage.magnitudes, stage.places, stage.scores)
                 rank(stage.scores, stage.places, tokens, stage.ranked, stage.table)
             ranked = True
         rows = stage.rows(number % 2, count)
-        _attend(plan, stage, block, rows, settled=not ranks)
-        _feed_forward(plan, stage, block, rows)
+        _block(plan, stage, block, rows, settled=not ranks)
 
 
 def fuses_feed_forward(block: BlockWeights) -> bool:
@@ -91,31 +95,44 @@ def fuses_attention(block: BlockWeights) -> bool:
     return channels <= tuning.FUSED_ATTENTION and splits(channels)
 
 
-def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, *, settled: bool) -> None:
+def _block(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, *, settled: bool) -> None:
+    """Attention and feed-forward network of some rows, in place."""
+    attended = _attend(plan, stage, block, rows, settled=settled)
+    channels, hidden = block.first.weight.shape
+    tile = tuning.linear_tile(rows.total, channels, channels, adds=True)
+    if fuses_feed_forward(block):
+        linear(
+            attended, block.projection, stage.x, tile,
+            residual=stage.x, residual_source=rows, target=rows, sums=stage.sums,
+        )  # fmt: skip
+        if tuning.holds_feed_forward(rows.total) and holds(stage.x, block.first, tuning.HELD_FEED_FORWARD):
+            tile = tuning.HELD_FEED_FORWARD
+            held_feed_forward(stage.x, block.first, block.second, rows, stage.sums, tile)
+        else:
+            tile = tuning.feed_forward_tile(rows.total, channels)
+            feed_forward(stage.x, block.first, block.second, rows, stage.sums, tile)
+        return
+    between, sums = plan.compact(2, rows.total, channels), plan.compact_sums(rows.total, channels)
+    linear(attended, block.projection, between, tile, residual=stage.x, residual_source=rows, sums=sums)
+    inner = plan.compact(0, rows.total, hidden)
+    tile = tuning.linear_tile(rows.total, hidden, channels, adds=False)
+    linear(between, block.first, inner, tile, sums=sums, activate=True)
+    tile = tuning.linear_tile(rows.total, channels, hidden, adds=True)
+    linear(inner, block.second, stage.x, tile, residual=between, target=rows, sums=stage.sums)
+
+
+def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, *, settled: bool) -> Tensor:
+    """Output of attention before its projection, compact."""
     channels, heads = stage.x.shape[1], block.logits.shape[1]
     attended = plan.compact(1, rows.total, channels)
     window, grid = plan.shape.window, stage.grid
     if fuses_attention(block):
         choice = tuning.window_choice(rows.total_windows, heads)
         window_attention(stage.x, block.qkv, block.logits, rows, stage.sums, attended, choice, window=window, grid=grid)
-    else:
-        qkv = plan.compact(0, rows.total, 3 * channels)
-        tile = tuning.linear_tile(rows.total, 3 * channels, channels, adds=False)
-        linear(stage.x, block.qkv, qkv, tile, source=rows, sums=stage.sums, settled=settled)
-        programs, stages = tuning.attention_choice(rows.total_windows, heads)
-        attention(qkv, block.logits, rows, attended, window=window, grid=grid, programs=programs, stages=stages)
-    tile = tuning.linear_tile(rows.total, channels, channels, adds=True)
-    linear(attended, block.projection, stage.x, tile, target=rows, sums=stage.sums)
-
-
-def _feed_forward(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows) -> None:
-    channels, hidden = block.first.weight.shape
-    if fuses_feed_forward(block):
-        tile = tuning.feed_forward_tile(rows.total, channels)
-        feed_forward(stage.x, block.first, block.second, rows, stage.sums, tile)
-        return
-    inner = plan.compact(0, rows.total, hidden)
-    tile = tuning.linear_tile(rows.total, hidden, channels, adds=False)
-    linear(stage.x, block.first, inner, tile, source=rows, sums=stage.sums, activate=True)
-    tile = tuning.linear_tile(rows.total, channels, hidden, adds=True)
-    linear(inner, block.second, stage.x, tile, target=rows, sums=stage.sums)
+        return attended
+    qkv = plan.compact(0, rows.total, 3 * channels)
+    tile = tuning.linear_tile(rows.total, 3 * channels, channels, adds=False)
+    linear(stage.x, block.qkv, qkv, tile, source=rows, sums=stage.sums, settled=settled)
+    programs, stages = tuning.attention_choice(rows.total_windows, heads)
+    attention(qkv, block.logits, rows, attended, window=window, grid=grid, programs=programs, stages=stages)
+    return attended

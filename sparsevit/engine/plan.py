@@ -75,16 +75,26 @@ class StagePlan:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All buffers. `scratch` holds compact rows inside a block: two regions that no stage outgrows."""
+    """All buffers.
+
+    scratch: compact rows inside a block, in regions that no stage outgrows: queries, keys and values or hidden
+        channels; attention's output; rows between attention and the feed-forward network.
+    scratch_sums: of those last rows, float32.
+    """
 
     shape: Shape
     stages: tuple[StagePlan, ...]
     position: Tensor | None
-    scratch: tuple[Tensor, Tensor]
+    scratch: tuple[Tensor, Tensor, Tensor]
+    scratch_sums: Tensor
 
     def compact(self, which: int, rows: int, channels: int) -> Tensor:
         """A region of scratch as `(rows, channels)`."""
         return self.scratch[which][: rows * channels].view(rows, channels)
+
+    def compact_sums(self, rows: int, channels: int) -> Tensor:
+        """Of the rows in the last region of scratch, `(rows, S, 2)`."""
+        return self.scratch_sums[: rows * slots(channels) * 2].view(rows, slots(channels), 2)
 
 
 @torch.no_grad()
@@ -95,7 +105,7 @@ def make_plan(shape: Shape, weights: BackboneWeights, dtype: torch.dtype, device
     if weights.position is not None:
         position = torch.nn.functional.interpolate(weights.position, size=size, mode="bicubic", align_corners=False)
         position = position.flatten(2).transpose(1, 2)[0].contiguous()
-    stages, wide, narrow = [], 0, 0
+    stages, wide, narrow, of_sums = [], 0, 0, 0
     parts = 1  # in which whoever writes a stage's first rows has their channels
     for stage in weights.stages:
         plan = _stage(shape, size, stage, parts, dtype, device)
@@ -105,9 +115,11 @@ def make_plan(shape: Shape, weights: BackboneWeights, dtype: torch.dtype, device
         hidden = stage.blocks[0].first.weight.shape[1]
         wide = max(wide, plan.dense[0].total * max(3 * stage.channels, hidden))
         narrow = max(narrow, plan.dense[0].total * stage.channels)
+        of_sums = max(of_sums, plan.dense[0].total * slots(stage.channels) * 2)
         size = (math.ceil(size[0] / 2), math.ceil(size[1] / 2))
-    scratch = (torch.empty(wide, dtype=dtype, device=device), torch.empty(narrow, dtype=dtype, device=device))
-    return Plan(shape, tuple(stages), position, scratch)
+    qkv, attended, between = (torch.empty(length, dtype=dtype, device=device) for length in (wide, narrow, narrow))
+    scratch_sums = torch.empty(of_sums, dtype=torch.float32, device=device)
+    return Plan(shape, tuple(stages), position, (qkv, attended, between), scratch_sums)
 
 
 def _stage(

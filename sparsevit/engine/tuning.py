@@ -75,12 +75,21 @@ def feed_forward_tile(rows: int, channels: int) -> Tile:
     return Tile(64, HIDDEN_UNIT, 0, 4, 2)
 
 
+HELD_FEED_FORWARD = Tile(128, HIDDEN_UNIT, 0, 8, 1)
+"""Of the fused feed-forward network with its weights held; columns are hidden channels."""
+
+
+def holds_feed_forward(rows: int) -> bool:
+    """Whether there are rows enough for the weights to be held: a block of them for every multiprocessor."""
+    return rows >= HELD_FEED_FORWARD.rows * MULTIPROCESSORS
+
+
 def linear_tile(rows: int, columns: int, depth: int, *, adds: bool) -> Tile:
     """Of a product of `rows` x `columns`, whose sum is taken in steps that divide `depth`.
 
     Measured on an H200 in passes of Swin-T: dense, at 30 % and 60 %, and in the published configurations; with tensor
-    maps at 60 % alone. There are few classes, as each is compiled once for each layer. What leaves room for the next
-    kernel's programs beside it serves better than it does alone.
+    maps at 60 % and in the third of those. There are few classes, as each is compiled once for each layer. What leaves
+    room for the next kernel's programs beside it serves better than it does alone.
 
     Args:
         adds: whether results are added to rows of the token buffer; whole slots of their sums are written then.
@@ -94,7 +103,9 @@ def linear_tile(rows: int, columns: int, depth: int, *, adds: bool) -> Tile:
             return Tile(64, 96, step, 4, 3, early=True)
         return Tile(128, narrow, step, 4, 3, early=True)
     if depth <= 256:
-        return Tile(128, narrow, step, 4, 2, early=True, maps=True)
+        if columns >= 4 * depth and columns % 192 == 0 and rows <= 16384:
+            return Tile(64, 192, step, 4, 2, maps=True)
+        return Tile(128, narrow, step, 4, 3 if adds else 2, early=True, maps=True)
     if columns < 256 and columns % 128:  # a wide block would be half empty
         stages = 4 if _programs(rows, columns, 128, narrow) <= 512 else 3
         return Tile(128, narrow, step, 4, stages, early=True, maps=True)
@@ -114,8 +125,8 @@ def _one_each(rows: int, columns: int, depth: int, tall: int, wide: int, *, adds
     before ends first, and multiprocessors where it ends last get none.
     """
     if tall == wide == 128:
-        if not adds and columns % 192 == 0 and _programs(rows, columns, 64, 192) <= MULTIPROCESSORS:
-            return Tile(64, 192, 64, 4, 5, maps=True)
+        if columns % 192 == 0 and _programs(rows, columns, 64, 192) <= MULTIPROCESSORS:
+            return Tile(64, 192, 64, 4, 5, early=adds, maps=True)
         return Tile(128, 128, 64, 8, 4, early=True, maps=True)
     if tall != wide:
         return Tile(tall, wide, 64, 4, 5, early=True, maps=True)
@@ -127,6 +138,13 @@ def _one_each(rows: int, columns: int, depth: int, tall: int, wide: int, *, adds
 def _expanding(rows: int, columns: int, depth: int, square: bool) -> Tile:
     """Queries, keys and values, or hidden channels; `square` blocks are those that read least."""
     blocks = _programs(rows, columns, 128, 128)
+    hidden = columns >= 4 * depth  # which a GELU follows
+    if (
+        not hidden
+        and columns % 256 == 0
+        and MULTIPROCESSORS // 2 < _programs(rows, columns, 128, 256) <= MULTIPROCESSORS
+    ):
+        return Tile(128, 256, 64, 8, 3, maps=True)
     if not square or blocks <= 200:
         one_wave = _programs(rows, columns, 64, 128) <= 3 * MULTIPROCESSORS
         return Tile(64, 128 if one_wave or columns % 192 else 192, 64, 4, 3, maps=True)
@@ -134,10 +152,10 @@ def _expanding(rows: int, columns: int, depth: int, square: bool) -> Tile:
         if blocks <= 2 * MULTIPROCESSORS:
             return Tile(128, 128, 64, 8, 3, maps=True)
         if columns % 192 == 0:
-            turns = -(-blocks // (2 * MULTIPROCESSORS))
-            if turns > 2 and _programs(rows, columns, 64, 192) <= turns * 2 * MULTIPROCESSORS:
-                return Tile(64, 192, 64, 4, 2, maps=True)
-    return Tile(128, 128, 64, 8 if columns >= 4 * depth or blocks < 400 else 4, 3, maps=True)
+            turns, lower = -(-blocks // (2 * MULTIPROCESSORS)), _programs(rows, columns, 64, 192)
+            if lower <= turns * 2 * MULTIPROCESSORS and (turns > 2 or not hidden):
+                return Tile(64, 192, 64, 4, 2 if turns > 2 or lower <= 3 * MULTIPROCESSORS else 3, maps=True)
+    return Tile(128, 128, 64, 8 if hidden or blocks < 400 else 4, 3, maps=True)
 
 
 def _adding(rows: int, columns: int, depth: int, square: bool) -> Tile:

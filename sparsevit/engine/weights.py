@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sparsevit.engine.kernels.linear import Weights
+from sparsevit.engine.kernels.folded import Weights
 from sparsevit.model.backbone import PatchEmbed, PatchMerging, SparseSwin, Stage
 from sparsevit.model.block import SwinBlock
 from sparsevit.model.windows import shift_masks

@@ -14,13 +14,19 @@ pytest.importorskip("triton")
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-def test_a_table_of_a_pass() -> None:
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        ("--size 224 --batch 1 --sparsity 0.5 --capability 86", ["score_and_rank", "window_attention", "linear"]),
+        ("--size 448 --batch 4", ["window_attention", "linear", "held_feed_forward"]),
+    ],
+    ids=["small GPU", "H200"],
+)
+def test_a_table_of_a_pass(options: str, first: list[str]) -> None:
     """Block sizes are those measured on an H200, and there is room for them on smaller GPUs too."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "kernel_resources.py", "--size", "224", "--batch", "1", "--sparsity", "0.5"]
-    command += ["--capability", "86"]
     run = subprocess.run(
-        command,
+        [sys.executable, "kernel_resources.py", *options.split()],
         cwd=FOLDER,
         env=environment | {"PYTHONPATH": str(FOLDER.parent)},
         capture_output=True,
@@ -29,14 +35,14 @@ def test_a_table_of_a_pass() -> None:
     )
     head, *rows = [line.split() for line in run.stdout.splitlines()]
     assert head[:3] == ["kernel", "programs", "warps"]
-    assert [row[0] for row in rows[:4]] == ["embed", "score_and_rank", "window_attention", "linear"]
+    assert [row[0] for row in rows[:4]] == ["embed", *first]
     assert sum(row[0] == "merge" for row in rows) == 3
     for _, programs, warps, registers, _, spills, instructions, at_once, *_ in rows:
         assert int(programs) > 0
         assert 16 <= int(registers) <= 256
         assert int(at_once) >= 1
         assert int(registers) * 32 * int(warps) * int(at_once) <= 65536
-        assert int(spills) < 128
+        assert int(spills) < 256
         assert int(instructions) > 100
 
 

@@ -27,7 +27,7 @@ if not torch.cuda.is_available():
     interpreter._patch_lang_tensor = _patch_tensor_for_numpy
 
 from sparsevit.engine import FastBackbone
-from sparsevit.engine.kernels.linear import Weights
+from sparsevit.engine.kernels.folded import Weights
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.model import SparseSwin, backbone
 from sparsevit.model.windows import window_table

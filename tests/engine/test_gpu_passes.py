@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +83,7 @@ OUTPUTS = {  # where launchers take what they write
     "merge": (4,),
     "attention": (3,),
     "feed_forward": (0,),
+    "held_feed_forward": (0,),
     "norm": (4,),
     "magnitude": (1,),
     "score": (2,),
@@ -188,12 +190,23 @@ def test_a_pass_in_which_nothing_runs_beside_is_captured_too(make: Make) -> None
 
 def test_kernels_that_start_early_compute_what_others_do(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit, pass after pass: none reads what the kernel before it has yet to write."""
-    from sparsevit.engine.kernels import attention, embed, feed_forward, linear, merge, norm, rank
+    from sparsevit.engine.kernels import (
+        attention,
+        embed,
+        feed_forward,
+        held_feed_forward,
+        linear,
+        merge,
+        norm,
+        rank,
+        rank_few,
+        window_attention,
+    )
 
     early = accelerate(make(**SWIN_T).cuda(), dtype=torch.bfloat16)
     late = accelerate(make(**SWIN_T).cuda(), dtype=torch.bfloat16, graphs=False)
     waits = {"DEPENDENT": False}
-    modules = (attention, embed, feed_forward, linear, merge, norm, rank)
+    modules = (attention, embed, feed_forward, held_feed_forward, linear, merge, norm, rank, rank_few, window_attention)
     assert all(module.launch_options(torch.empty(1, device="cuda")) != waits for module in modules)
     for batch, side in ((1, 224), (4, 448), (2, 672)):
         for text in ("0.6", "0/0.5/0,0.3,0.9/0.9", "0.2", "dense"):
@@ -206,6 +219,21 @@ def test_kernels_that_start_early_compute_what_others_do(make: Make, monkeypatch
                 expected = [late(images) for images in batches]
             for one, other in zip(found, expected, strict=True):
                 assert all(map(torch.equal, one, other)), (batch, side, text)
+
+
+def test_a_replay_outlives_its_backbone(make: Make) -> None:
+    fast = accelerate(make(**SWIN_T).cuda(), dtype=torch.bfloat16)
+    images = torch.randn(1, 3, 224, 224, device="cuda")
+    expected = [each.clone() for each in fast(images)]
+    replay = fast.replay(images)
+    del fast
+    gc.collect()
+    torch.cuda.empty_cache()
+    others = [
+        torch.full((1 << 20,), float("nan"), device="cuda") for _ in range(64)
+    ]  # where the weights would have been
+    replay()
+    assert all(map(torch.equal, replay.maps, expected)), len(others)
 
 
 def test_memory_can_be_given_back(make: Make) -> None:

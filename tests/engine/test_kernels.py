@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 pytest.importorskip("triton")
 
-from sparsevit.engine.kernels import attention, embed, feed_forward, linear, merge, norm, window_attention
+from sparsevit.engine.kernels import (
+    attention,
+    embed,
+    feed_forward,
+    held_feed_forward,
+    linear,
+    merge,
+    norm,
+    window_attention,
+)
+from sparsevit.engine.kernels.folded import Weights
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import slots, sums_of
 from sparsevit.engine.tuning import Tile, WindowChoice
@@ -30,7 +40,7 @@ MAPS = [((14, 14), 7, 0, 4), ((9, 12), 7, 3, 3), ((7, 5), 7, 3, 1), ((8, 13), 4,
 
 def layer(
     inputs: int, outputs: int, device: torch.device, dtype: torch.dtype, *, normed: bool, after: bool = False
-) -> linear.Weights:
+) -> Weights:
     weights, before = nn.Linear(inputs, outputs), nn.LayerNorm(inputs)
     with torch.no_grad():
         before.weight.add_(torch.randn(inputs) * 0.3)
@@ -144,12 +154,48 @@ def test_linear_adds_to_kept_rows_and_leaves_others_alone(
     weights = layer(32, outputs, device, dtype, normed=False)
     sums = sums_of(buffer.float())
     tile = replace(tile, maps=maps)
-    check(linear.linear, linear.linear_reference, (x, weights, buffer, tile), 2, target=rows, sums=sums)
+    keywords = {"residual": before.clone(), "residual_source": rows, "target": rows, "sums": sums}
+    check(linear.linear, linear.linear_reference, (x, weights, buffer, tile), 2, **keywords)
     fit(sums, buffer)
     others = torch.ones(len(buffer), dtype=torch.bool, device=device)
     others[rows.flat()[rows.flat() >= 0]] = False
     assert torch.equal(buffer[others], before[others])
     assert not torch.equal(buffer[~others], before[~others])
+
+
+@pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
+@pytest.mark.parametrize("gathered", [False, True])
+@pytest.mark.parametrize("early", [False, True])
+def test_a_residual_may_lie_elsewhere_than_results(
+    check: Check,
+    make_rows: MakeRows,
+    device: torch.device,
+    dtype: torch.dtype,
+    maps: bool,
+    size: tuple[int, int],
+    window: int,
+    shift: int,
+    kept: int,
+    gathered: bool,
+    early: bool,
+) -> None:
+    """In the token buffer while results are compact, as after attention, or the other way round, as after a block."""
+    rows = make_rows(2, size, window, shift, kept)
+    x = tokens(1, (rows.total, 1), 32, device, dtype)
+    weights = layer(32, 80, device, dtype, normed=False)
+    tile = replace(SMALL, maps=maps, early=early)
+    buffer, compact = tokens(2, size, 80, device, dtype), tokens(1, (rows.total, 1), 80, device, dtype)
+    before, residual = buffer.clone(), buffer if gathered else compact
+    out = poison(rows.total, 80, device=device, dtype=dtype) if gathered else buffer
+    sums = sums_of(out.float())
+    keywords = {"residual_source" if gathered else "target": rows, "residual": residual, "sums": sums}
+    check(linear.linear, linear.linear_reference, (x, weights, out, tile), 2, **keywords)
+    fit(sums, out)
+    if gathered:
+        assert torch.equal(buffer, before)
+    others = torch.ones(len(buffer), dtype=torch.bool, device=device)
+    others[rows.flat()[rows.flat() >= 0]] = False
+    assert torch.equal(buffer[others], before[others])
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 6), (4, 7), (5, 3), (1, 1)])
@@ -259,6 +305,7 @@ def test_attention_with_its_queries_keys_and_values(
 
 @pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
 @pytest.mark.parametrize("channels", [16, 32, 96])
+@pytest.mark.parametrize("held", [False, True])
 def test_feed_forward(
     check: Check,
     make_rows: MakeRows,
@@ -269,6 +316,7 @@ def test_feed_forward(
     shift: int,
     kept: int,
     channels: int,
+    held: bool,
 ) -> None:
     rows = make_rows(2, size, window, shift, kept)
     first = layer(channels, 4 * channels, device, dtype, normed=True)
@@ -277,7 +325,8 @@ def test_feed_forward(
     before = x.clone()
     sums = sums_of(x.float())
     arguments = (x, first, second, rows, sums, SMALL)
-    check(feed_forward.feed_forward, feed_forward.feed_forward_reference, arguments, 0)
+    run = held_feed_forward.held_feed_forward if held else feed_forward.feed_forward
+    check(run, feed_forward.feed_forward_reference, arguments, 0)
     fit(sums, x)
     others = torch.ones(len(x), dtype=torch.bool, device=device)
     others[rows.flat()[rows.flat() >= 0]] = False

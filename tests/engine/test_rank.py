@@ -12,7 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from sparsevit.engine.kernels import rank
+from sparsevit.engine.kernels import rank, rank_few
 from sparsevit.engine.kernels.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -72,11 +72,11 @@ def _both_rankings(
     """Scores, ranks and tables of three images, of the kernel and of its reference."""
     places = torch.stack([in_order(make_rows, size, window, shift) for shift in (0, window // 2)])
     results = []
-    for run in (rank.score_and_rank, rank.score_and_rank_reference):
+    for run in (rank_few.score_and_rank, rank_few.score_and_rank_reference):
         scores = torch.full((2, 3, places.shape[1]), math.nan, device=places.device)
         ranked = torch.full_like(scores, -7, dtype=torch.int32)
         table = torch.full((2, 3, places[0].numel()), -7, dtype=torch.int32, device=places.device)
-        run(magnitudes.float(), places, size[0] * size[1], scores, ranked, table)
+        run(magnitudes.float(), places, size, scores, ranked, table, window=window)
         results.append([scores, ranked, table])
     return results[0], results[1]
 

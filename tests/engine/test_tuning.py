@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sparsevit.engine.kernels.sums import SLOT
-from sparsevit.engine.tuning import SPARE, Tile, feed_forward_tile, linear_tile, merge_tile
+from sparsevit.engine.tuning import SPARE, Tile, feed_forward_tile, holds_feed_forward, linear_tile, merge_tile
 
 SHARED_MEMORY = 227 * 1024  # bytes that a program may have on an H100 or H200
 REGISTERS = 65536  # of a multiprocessor
@@ -56,3 +56,8 @@ def test_merging(rows: int, columns: int, depth: int) -> None:
 def test_few_rows_are_spread_over_more_programs(channels: int) -> None:
     assert feed_forward_tile(1_000, channels).rows <= feed_forward_tile(1_000_000, channels).rows
     assert linear_tile(500, 768, 768, adds=True).rows < linear_tile(100_000, 768, 768, adds=True).rows
+
+
+def test_weights_are_held_where_every_multiprocessor_has_rows() -> None:
+    assert holds_feed_forward(112_896)
+    assert not holds_feed_forward(8_000)

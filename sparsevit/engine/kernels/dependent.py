@@ -38,23 +38,37 @@ def prefetch(start, COUNT: tl.constexpr, DEPENDENT: tl.constexpr):
         UNITS: tl.constexpr = COUNT * start.dtype.element_ty.primitive_bitwidth // 128
         share = tl.cdiv(UNITS, tl.minimum(tl.num_programs(0), 128))
         first = tl.program_id(0) * share
-        length = tl.minimum(share, UNITS - first) * 16
-        tl.inline_asm_elementwise(
-            """{
-            .reg .u32 thread;
-            .reg .pred one;
-            mov.u32 thread, %tid.x;
-            setp.eq.u32 one, thread, 0;
-            setp.gt.and.s32 one, $2, 0, one;
-            @one cp.async.bulk.prefetch.L2.global [$1], $2;
-            mov.u32 $0, 0;
-            }""",
-            "=r,l,r",
-            [start.to(tl.int64) + first.to(tl.int64) * 16, length],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
+        _ask_for(start.to(tl.int64) + first.to(tl.int64) * 16, tl.minimum(share, UNITS - first) * 16)
+
+
+@triton.jit
+def prefetch_own(start, first, COUNT: tl.constexpr, END: tl.constexpr, DEPENDENT: tl.constexpr):
+    """Have COUNT values from number `first` on, of END that there are, brought into L2, as `prefetch` does."""
+    if DEPENDENT:
+        BYTES: tl.constexpr = start.dtype.element_ty.primitive_bitwidth // 8
+        length = tl.minimum(COUNT, END - first) * BYTES // 16 * 16
+        _ask_for(start.to(tl.int64) + first.to(tl.int64) * BYTES, length)
+
+
+@triton.jit
+def _ask_for(address, length):
+    """One thread has so many bytes brought into L2; both are multiples of 16."""
+    tl.inline_asm_elementwise(
+        """{
+        .reg .u32 thread;
+        .reg .pred one;
+        mov.u32 thread, %tid.x;
+        setp.eq.u32 one, thread, 0;
+        setp.gt.and.s32 one, $2, 0, one;
+        @one cp.async.bulk.prefetch.L2.global [$1], $2;
+        mov.u32 $0, 0;
+        }""",
+        "=r,l,r",
+        [address, length],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 def launch_options(x: Tensor) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
 from sparsevit.engine.kernels.device import shared_memory
+from sparsevit.engine.kernels.folded import Weights
 from sparsevit.engine.kernels.gelu import gelu, has_tanh
-from sparsevit.engine.kernels.linear import Weights
 from sparsevit.engine.kernels.parts import normalised, parts_of
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import slots, store_sums, sums_of
@@ -51,6 +51,8 @@ def _feed_forward(
     real = (row >= 0)[:, None]
     prefetch(weight1, C * HIDDEN, DEPENDENT)
     prefetch(weight2, C * HIDDEN, DEPENDENT)
+    prefetch(bias1, HIDDEN, DEPENDENT)
+    prefetch(bias2, C, DEPENDENT)
     begin(DEPENDENT)
     c = tl.arange(0, PART)
     at = x + row.to(tl.int64)[:, None] * C + c[None, :]

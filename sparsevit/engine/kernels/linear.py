@@ -1,67 +1,51 @@
-"""A linear layer on rows that lie anywhere: gathered on the way in, added to their own rows on the way out.
+"""A linear layer on rows that lie anywhere: gathered on the way in, added to a residual and scattered on the way out.
 
-M rows, K channels in, N channels out, R rows of the token buffer. Norms are folded: the norm's scale into the weight,
-its shift into the bias. A row's mean and deviation come from its sums, which were found before: finding them here would
-repeat that work in every column of blocks.
+M rows, K channels in, N channels out, R rows of the token buffer. A row's mean and deviation come from its sums, which
+were found before: finding them here would repeat that work in every column of blocks.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
+from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch, prefetch_own
 from sparsevit.engine.kernels.device import shared_memory
+from sparsevit.engine.kernels.folded import Weights, normed, normed_product
 from sparsevit.engine.kernels.gelu import gelu, has_tanh
-from sparsevit.engine.kernels.maps import blocks, has_maps, weight_blocks
+from sparsevit.engine.kernels.maps import blocks, has_maps, parameters, prefetch_map, weight_blocks
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import SLOT, load_slots, slots, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
 
 
-@dataclass(frozen=True, eq=False)
-class Weights:
-    """A linear layer and the norm before it, folded into it.
-
-    weight: shape `(K, N)`, times the norm's scale.
-    bias: shape `(N,)`, float32, with the norm's shift put through the layer.
-    padding: what the layer makes of padding, shape `(N,)`, float32: `bias`, unless padding follows the norm.
-    column_sums: of `weight`, shape `(N,)`, float32.
-    eps: the norm's; None where there is no norm.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    padding: Tensor
-    column_sums: Tensor
-    eps: float | None = None
-
-    @property
-    def pads_after_norm(self) -> bool:
-        """Whether padding needs another bias."""
-        return self.padding is not self.bias
-
-
 @triton.jit
-def normed(acc, total, squares, of_columns, K: tl.constexpr, EPS: tl.constexpr):
-    """Columns of a product of normed rows, from `acc`, that of the rows as they are, and the sums of both."""
-    mean = total / K
-    deviation = tl.rsqrt(tl.maximum(squares / K - mean * mean, 0.0) + EPS)
-    return deviation[:, None] * (acc - mean[:, None] * of_columns[None, :])
+def _start(
+    n, residual, at, real, bias, N: tl.constexpr, ADDS: tl.constexpr, EARLY: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr,
+):  # fmt: skip
+    """What products are added to: where results are added to a residual, the bias and, read early, the residual."""
+    acc = tl.zeros((BM, BN), tl.float32)
+    if ADDS:
+        acc += tl.load(bias + n, mask=n < N, other=0.0)[None, :]
+        if EARLY:
+            place = residual + at.to(tl.int64)[:, None] * N + n[None, :]
+            mask = real[:, None] & (n < N)[None, :]
+            acc += tl.load(place, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
+    return acc
 
 
 @triton.jit
 def _finish(
     acc,
     first,
-    before,
-    row,
-    m,
-    inside,
+    residual,
+    at,
+    there,
+    to,
+    kept,
     real,
     total,
     squares,
@@ -77,34 +61,32 @@ def _finish(
     PADS_AFTER: tl.constexpr,
     GELU: tl.constexpr,
     TANH: tl.constexpr,
-    ADD: tl.constexpr,
+    ADDS: tl.constexpr,
     EARLY: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """From sums of products to what is stored, for BN columns from `first` on."""
+    """From sums of products to what is stored, for BN columns from `first` on, in the rows `to` that are `kept`."""
     n = first + tl.arange(0, BN)
     if NORM:
         of_columns = tl.load(column_sums + n, mask=n < N, other=0.0)
         acc = normed(acc, total, squares, of_columns, K, EPS)
-    shift = tl.load(bias + n, mask=n < N, other=0.0)
-    if PADS_AFTER:
-        other = tl.load(padding + n, mask=n < N, other=0.0)
-        acc += tl.where(real[:, None], shift[None, :], other[None, :])
-    else:
-        acc += shift[None, :]
+    if not ADDS:
+        shift = tl.load(bias + n, mask=n < N, other=0.0)
+        if PADS_AFTER:
+            other = tl.load(padding + n, mask=n < N, other=0.0)
+            acc += tl.where(real[:, None], shift[None, :], other[None, :])
+        else:
+            acc += shift[None, :]
     if GELU:
         acc = gelu(acc, TANH)
-    to = row if ADD else m
-    mask = (real if ADD else inside)[:, None] & (n[None, :] < N)
-    place = out + to.to(tl.int64)[:, None] * N + n[None, :]
-    if ADD:
-        if not EARLY:
-            before = tl.load(place, mask=mask, other=0.0)
-        acc += before.to(tl.float32)
-    tl.store(place, acc.to(out.dtype.element_ty), mask=mask)
-    if ADD:
-        store_block_sums(sums, row, real, acc, first, N, BM, BN)
+    if ADDS and not EARLY:
+        place = residual + at.to(tl.int64)[:, None] * N + n[None, :]
+        acc += tl.load(place, mask=there[:, None] & (n < N)[None, :], other=0.0).to(tl.float32)
+    mask = kept[:, None] & (n < N)[None, :]
+    tl.store(out + to.to(tl.int64)[:, None] * N + n[None, :], acc.to(out.dtype.element_ty), mask=mask)
+    if ADDS:
+        store_block_sums(sums, to, kept, acc, first, N, BM, BN)
 
 
 @triton.jit(do_not_specialize=["rows", "per_image", "stride", "settled"])
@@ -116,6 +98,7 @@ def _linear(
     column_sums,
     sums,
     table,
+    residual,
     out,
     x_blocks,
     weight_blocks,
@@ -132,7 +115,9 @@ def _linear(
     PADS_AFTER: tl.constexpr,
     GELU: tl.constexpr,
     TANH: tl.constexpr,
-    ADD: tl.constexpr,
+    ADDS: tl.constexpr,
+    ADDS_GATHERED: tl.constexpr,
+    SCATTERED: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     REST: tl.constexpr,
@@ -140,47 +125,50 @@ def _linear(
     SLOTS: tl.constexpr,
     EARLY: tl.constexpr,
     MAPS: tl.constexpr,
+    X_MAP: tl.constexpr,
+    WEIGHT_MAP: tl.constexpr,
+    REST_MAP: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
+    prefetch_map(X_MAP, DEPENDENT)
+    prefetch_map(WEIGHT_MAP, DEPENDENT)
+    prefetch_map(REST_MAP, DEPENDENT)
     columns: tl.constexpr = (N + BN + REST - 1) // (BN + REST)
     first = tl.program_id(0) % columns * (BN + REST)
     m = tl.program_id(0) // columns * BM + tl.arange(0, BM)
-    n = first + tl.arange(0, BN)
     inside = m < rows
     real = inside
     row = m
-    if GATHERED or ADD:
+    if GATHERED or ADDS_GATHERED or SCATTERED:
         image = m // per_image
         listed = table + image * stride + (m - image * per_image)
         row = tl.load(listed, mask=inside & (settled != 0), other=-1, cache_modifier=".cg")
         real = row >= 0
     prefetch(weight, K * N, DEPENDENT)
-    before = row
-    before_rest = row
-    if EARLY:
-        place = out + row.to(tl.int64)[:, None] * N + n[None, :]
-        before = tl.load(place, mask=real[:, None] & (n[None, :] < N), other=0.0, cache_modifier=".cg")
-        if REST:
-            beyond = first + BN + tl.arange(0, REST)
-            place = out + row.to(tl.int64)[:, None] * N + beyond[None, :]
-            before_rest = tl.load(place, mask=real[:, None] & (beyond[None, :] < N), other=0.0, cache_modifier=".cg")
+    prefetch_own(bias, first, BN + REST, N, DEPENDENT)
+    if NORM:
+        prefetch_own(column_sums, first, BN + REST, N, DEPENDENT)
+    at = row if ADDS_GATHERED else m
+    there = real if ADDS_GATHERED else inside
+    n = first + tl.arange(0, BN)
+    acc = _start(n, residual, at, there, bias, N, ADDS, EARLY, BM, BN)
+    if REST:
+        n_rest = first + BN + tl.arange(0, REST)
+        rest = _start(n_rest, residual, at, there, bias, N, ADDS, EARLY, BM, REST)
     begin(DEPENDENT)
     if GATHERED:
         row = tl.where(settled != 0, row, tl.load(listed, mask=inside & (settled == 0), other=-1))
         real = row >= 0
-    if NORM:  # asked for before the products, needed after
-        of_slots, squares_of_slots = load_slots(sums, row, real, K, SLOTS)
-
-    k = tl.arange(0, BK)
     source = row if GATHERED else m
     valid = real if GATHERED else inside
+    if NORM:  # asked for before the products, needed after
+        of_slots, squares_of_slots = load_slots(sums, source, valid, K, SLOTS)
+
+    k = tl.arange(0, BK)
     read_x = x + source.to(tl.int64)[:, None] * K + k[None, :]
     read_weight = weight + k[:, None] * N + n[None, :]
-    acc = tl.zeros((BM, BN), tl.float32)
     if REST:
-        n_rest = first + BN + tl.arange(0, REST)
         read_rest = weight + k[:, None] * N + n_rest[None, :]
-        rest = tl.zeros((BM, REST), tl.float32)
     for step in range(K // BK):
         if MAPS and not GATHERED:
             a = x_blocks.load([tl.program_id(0) // columns * BM, step * BK])
@@ -204,14 +192,16 @@ def _linear(
     if NORM:
         total = tl.sum(of_slots, 1)
         squares = tl.sum(squares_of_slots, 1)
+    to = row if SCATTERED else m
+    kept = real if SCATTERED else inside
     _finish(
-        acc, first, before, row, m, inside, real, total, squares, bias, padding, column_sums, sums, out,
-        N, K, NORM, EPS, PADS_AFTER, GELU, TANH, ADD, EARLY, BM, BN,
+        acc, first, residual, at, there, to, kept, real, total, squares, bias, padding, column_sums, sums, out,
+        N, K, NORM, EPS, PADS_AFTER, GELU, TANH, ADDS, EARLY, BM, BN,
     )  # fmt: skip
     if REST:
         _finish(
-            rest, first + BN, before_rest, row, m, inside, real, total, squares, bias, padding, column_sums, sums, out,
-            N, K, NORM, EPS, PADS_AFTER, GELU, TANH, ADD, EARLY, BM, REST,
+            rest, first + BN, residual, at, there, to, kept, real, total, squares, bias, padding, column_sums, sums,
+            out, N, K, NORM, EPS, PADS_AFTER, GELU, TANH, ADDS, EARLY, BM, REST,
         )  # fmt: skip
 
 
@@ -228,29 +218,39 @@ def linear(
     tile: Tile,
     *,
     source: Rows | None = None,
+    residual: Tensor | None = None,
+    residual_source: Rows | None = None,
     target: Rows | None = None,
     sums: Tensor | None = None,
     activate: bool = False,
     settled: bool = True,
 ) -> None:
-    """Norm (where the weights have one), linear layer and GELU (if `activate`) of rows.
+    """Norm (where the weights have one), linear layer and GELU (if `activate`) of rows, or added to a residual.
+
+    What is given as rows, by `source` and the like, is the token buffer, R rows; else it is compact, M rows.
 
     Args:
-        x: compact rows, shape `(M, K)`, or with `source` the token buffer `(R, K)`.
-        out: compact rows, shape `(M, N)`, or with `target` the token buffer `(R, N)`, to whose rows results are added.
-        source, target: rows of the token buffer to read or to add to.
-        sums: of the token buffer's rows, shape `(R, S, 2)`, float32: read for a norm, written where results are added.
-        settled: whether the table of rows is older than the kernel launched before. With `target` it must be, and so
-            must be the rows to which results are added.
+        x: shape `(M, K)`, or with `source` `(R, K)`.
+        out: shape `(M, N)`, or with `target` `(R, N)`.
+        residual: what results are added to, shape `(M, N)`, or with `residual_source` `(R, N)`.
+        sums: of the rows of `x`, read for a norm, or of those of `out`, written where results are added; shape
+            `(M, S, 2)` or `(R, S, 2)`, float32.
+        settled: whether the table of rows is older than the kernel launched before. With a residual it must be, and so
+            must the residual.
     """
-    selected = source or target
+    selected = source or residual_source or target
     rows = selected.total if selected else x.shape[0]
     k, n = weights.weight.shape
-    assert sums is not None or (weights.eps is None and target is None)
+    adds = residual is not None
+    assert sums is not None or (weights.eps is None and not adds)
+    assert not adds or (source is None and weights.eps is None and not activate and settled)
+    assert target is None or adds
     assert tile.columns >= min(SLOT, n)
-    assert target is None or tile.columns % SLOT == 0 or tile.columns >= n
-    assert settled or target is None
+    assert not adds or tile.columns % SLOT == 0 or tile.columns >= n
     maps = tile.maps and has_maps(x)
+    x_blocks = blocks(x, tile.rows, tile.depth) if maps and source is None else x
+    of_weight = weight_blocks(weights.weight, tile, maps)
+    x_map, weight_map, rest_map = parameters("_linear", 9, x_blocks, *of_weight)
     grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(n, tile.columns),)
     _linear[grid](
         x,
@@ -260,9 +260,10 @@ def linear(
         weights.column_sums,
         weights.bias if sums is None else sums,
         selected.table if selected else x,
+        x if residual is None else residual,
         out,
-        blocks(x, tile.rows, tile.depth) if maps and source is None else x,
-        *weight_blocks(weights.weight, tile, maps),
+        x_blocks,
+        *of_weight,
         rows,
         selected.per_image if selected else rows,
         selected.table.shape[1] if selected else 0,
@@ -275,14 +276,19 @@ def linear(
         PADS_AFTER=source is not None and weights.pads_after_norm,
         GELU=activate,
         TANH=has_tanh(x),
-        ADD=target is not None,
+        ADDS=adds,
+        ADDS_GATHERED=residual_source is not None,
+        SCATTERED=target is not None,
         BM=tile.rows,
         BN=tile.power,
         REST=tile.columns - tile.power,
         BK=tile.depth,
         SLOTS=triton.next_power_of_2(slots(k)),
-        EARLY=target is not None and tile.early,
+        EARLY=adds and tile.early,
         MAPS=maps,
+        X_MAP=x_map,
+        WEIGHT_MAP=weight_map,
+        REST_MAP=rest_map,
         **launch_options(x),
         num_warps=tile.warps,
         num_stages=pipeline(tile, x),
@@ -297,6 +303,8 @@ def linear_reference(
     tile: Tile,
     *,
     source: Rows | None = None,
+    residual: Tensor | None = None,
+    residual_source: Rows | None = None,
     target: Rows | None = None,
     sums: Tensor | None = None,
     activate: bool = False,
@@ -309,17 +317,10 @@ def linear_reference(
         y[source.flat() < 0] = weights.padding.to(y.dtype)
     if activate:
         y = F.gelu(y)
-    if target is None:
-        out.copy_(y)
-    else:
-        after = target.gather(out) + y.to(out.dtype)
-        target.scatter(out, after)
-        if sums is not None:
-            target.scatter(sums, sums_of(after))
-
-
-def normed_product(rows: Tensor, weights: Weights) -> Tensor:
-    """Norm, where the weights have one, and linear layer of rows, in their precision."""
-    if weights.eps is not None:
-        rows = F.layer_norm(rows, rows.shape[1:], eps=weights.eps)
-    return rows @ weights.weight.to(rows.dtype) + weights.bias.to(rows.dtype)
+    if residual is not None:
+        y = y.to(out.dtype) + (residual_source.gather(residual) if residual_source else residual)
+    for values, into in ((y, out), (sums_of(y), sums)) if residual is not None else ((y, out),):
+        if into is not None and target is not None:
+            target.scatter(into, values)
+        elif into is not None:
+            into.copy_(values)

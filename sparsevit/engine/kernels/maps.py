@@ -4,11 +4,53 @@ from __future__ import annotations
 
 from typing import Any
 
+import triton
+import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sparsevit.engine.kernels.device import is_hopper
 from sparsevit.engine.tuning import Tile
+
+
+@triton.jit
+def prefetch_map(PARAMETER: tl.constexpr, DEPENDENT: tl.constexpr):
+    """Have a map itself brought near, which else the first load by it waits for; nothing where PARAMETER is None.
+
+    Triton has no word for it, so the map is named as compiled code names it, see `parameters`.
+    """
+    if DEPENDENT and PARAMETER is not None:
+        tl.inline_asm_elementwise(
+            """{
+            .reg .u32 thread;
+            .reg .pred one;
+            mov.u32 thread, %tid.x;
+            setp.eq.u32 one, thread, 0;
+            @one prefetch.param.tensormap ["""
+            + PARAMETER
+            + """];
+            mov.u32 $0, 0;
+            }""",
+            "=r",
+            [],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+def parameters(kernel: str, before: int, *arguments: Any) -> tuple[str | None, ...]:
+    """Names in compiled code of a kernel's arguments that may be maps; None of those that are none.
+
+    Args:
+        before: arguments before them. A map of two dimensions becomes five: itself, two sizes and two strides.
+    """
+    names = []
+    for argument in arguments:
+        is_map = isinstance(argument, TensorDescriptor)
+        names.append(f"{kernel}_param_{before}" if is_map else None)
+        before += 5 if is_map else 1
+    return tuple(names)
 
 
 def has_maps(x: Tensor) -> bool:

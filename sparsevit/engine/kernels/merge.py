@@ -12,9 +12,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
-from sparsevit.engine.kernels.linear import Weights, normed, normed_product, pipeline
-from sparsevit.engine.kernels.maps import has_maps, weight_blocks
+from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch, prefetch_own
+from sparsevit.engine.kernels.folded import Weights, normed, normed_product
+from sparsevit.engine.kernels.linear import pipeline
+from sparsevit.engine.kernels.maps import has_maps, parameters, prefetch_map, weight_blocks
 from sparsevit.engine.kernels.sums import SLOT, magnitudes_of, slots, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
 
@@ -87,8 +88,12 @@ def _merge(
     ODD: tl.constexpr,
     MAGNITUDES: tl.constexpr,
     MAPS: tl.constexpr,
+    WEIGHT_MAP: tl.constexpr,
+    REST_MAP: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
+    prefetch_map(WEIGHT_MAP, DEPENDENT)
+    prefetch_map(REST_MAP, DEPENDENT)
     C: tl.constexpr = K // 4
     columns: tl.constexpr = (N + BN + REST - 1) // (BN + REST)
     first = tl.program_id(0) % columns * (BN + REST)
@@ -104,6 +109,9 @@ def _merge(
     below = inside & (y + 1 < height)
     beside = left + 1 < width
     prefetch(weight, K * N, DEPENDENT)
+    prefetch_own(bias, first, BN + REST, N, DEPENDENT)
+    if NORM:
+        prefetch_own(column_sums, first, BN + REST, N, DEPENDENT)
     begin(DEPENDENT)
     if NORM:
         upper = pair_sums(sums, corner, inside, beside, C, P)
@@ -186,6 +194,8 @@ def merge(
     assert out_magnitudes is None or len(out_magnitudes) == triton.cdiv(n, tile.columns)
     maps = tile.maps and has_maps(x)
     grid = (triton.cdiv(out.shape[0], tile.rows) * triton.cdiv(n, tile.columns),)
+    of_weight = weight_blocks(weights.weight, tile, maps)
+    weight_map, rest_map = parameters("_merge", 8, *of_weight)
     _merge[grid](
         x,
         weights.weight,
@@ -195,7 +205,7 @@ def merge(
         out,
         out_sums,
         out_sums if out_magnitudes is None else out_magnitudes,
-        *weight_blocks(weights.weight, tile, maps),
+        *of_weight,
         out.shape[0],
         *size,
         N=n,
@@ -210,6 +220,8 @@ def merge(
         ODD=size[1] % 2 == 1,
         MAGNITUDES=out_magnitudes is not None,
         MAPS=maps,
+        WEIGHT_MAP=weight_map,
+        REST_MAP=rest_map,
         **launch_options(x),
         num_warps=tile.warps,
         num_stages=pipeline(tile, x),

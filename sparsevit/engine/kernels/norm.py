@@ -33,7 +33,7 @@ def _norm(
     squares = tl.sum(centred * centred, 1)
     y = centred * tl.rsqrt(squares / C + EPS)[:, None] * tl.load(scale + c, mask=c < C, other=0.0)[None, :]
     y += tl.load(shift + c, mask=c < C, other=0.0)[None, :]
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=mask, cache_modifier=".cs")
 
 
 def norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, out: Tensor, *, dependent: bool = False) -> None:

@@ -14,9 +14,6 @@ from torch import Tensor
 from sparsevit.engine.kernels.dependent import begin, launch_options
 from sparsevit.engine.kernels.sums import magnitudes_of
 
-FEW = 256
-"""Up to this many windows of an image are ranked in one launch."""
-
 
 @triton.jit(do_not_specialize=["rows"])
 def _magnitude(
@@ -136,6 +133,7 @@ def _rank(
     P: tl.constexpr,
     BW: tl.constexpr,
     BO: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     image = tl.program_id(1)
@@ -148,13 +146,15 @@ def _rank(
     begin(DEPENDENT)
     # Scores are not negative, so their bits order as they do; NaN has a place too, and ranks stay a permutation.
     own = tl.load(scores + mine + w, mask=w < windows, other=0.0).to(tl.int32, bitcast=True)
-    better = tl.zeros((BW,), tl.int32)
-    for start in range(0, windows, BO):
-        other = start + tl.arange(0, BO)
-        theirs = tl.load(scores + mine + other, mask=other < windows, other=0.0).to(tl.int32, bitcast=True)
-        beats = theirs[None, :] > own[:, None]
-        beats |= (theirs[None, :] == own[:, None]) & (other[None, :] < w[:, None])
-        better += tl.sum((beats & (other < windows)[None, :]).to(tl.int32), 1)
+    beaten = tl.zeros((BW, BO), tl.int32)  # added up over all at the end: each sum over threads waits for all of them
+    for start in range(0, windows, BO * AT_ONCE):
+        for number in tl.static_range(AT_ONCE):  # so that they are all asked for before the first is waited for
+            other = start + number * BO + tl.arange(0, BO)
+            theirs = tl.load(scores + mine + other, mask=other < windows, other=0.0).to(tl.int32, bitcast=True)
+            beats = theirs[None, :] > own[:, None]
+            beats |= (theirs[None, :] == own[:, None]) & (other[None, :] < w[:, None])
+            beaten += (beats & (other < windows)[None, :]).to(tl.int32)
+    better = tl.sum(beaten, 1)
     tl.store(ranked + mine + better, w, mask=w < windows)
     row = tl.where(place >= 0, image * tokens + place, -1)
     tl.store(table + (mine + better)[:, None] * N + n[None, :], row, mask=mask)
@@ -183,6 +183,7 @@ def rank(scores: Tensor, places: Tensor, tokens: int, ranked: Tensor, table: Ten
         P=triton.next_power_of_2(per_window),
         BW=8,
         BO=256,
+        AT_ONCE=min(4, triton.cdiv(windows, 256)),
         **launch_options(scores),
         num_warps=4,
     )
@@ -195,79 +196,3 @@ def rank_reference(scores: Tensor, places: Tensor, tokens: int, ranked: Tensor, 
     for partition, order in enumerate(ranked.long()):
         place = places[partition].long()[order]
         table[partition] = torch.where(place >= 0, image * tokens + place, -1).flatten(1)
-
-
-@triton.jit(do_not_specialize=["tokens", "windows"])
-def _score_and_rank(
-    magnitudes,
-    places,
-    scores,
-    ranked,
-    table,
-    tokens,
-    windows,
-    S: tl.constexpr,
-    N: tl.constexpr,
-    P: tl.constexpr,
-    BW: tl.constexpr,
-    BO: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-):
-    image = tl.program_id(1)
-    images = tl.num_programs(1)
-    partition = tl.program_id(2)
-    here = (partition * images + image) * windows
-    w = tl.arange(0, BW)
-    o = tl.program_id(0) * BO + tl.arange(0, BO)
-    n = tl.arange(0, P)
-    mask = (w < windows)[None, :] & (n < N)[:, None]
-    own_mask = (o < windows)[:, None] & (n < N)[None, :]
-    place = tl.load(places + (partition * windows + w)[None, :] * N + n[:, None], mask=mask, other=-1)
-    own_place = tl.load(places + (partition * windows + o)[:, None] * N + n[None, :], mask=own_mask, other=-1)
-    begin(DEPENDENT)
-    values = _of_tokens(magnitudes, image, images, place, tokens, S)
-    # By way of memory: the compiler may sum anew for rows and for columns of what is compared, in another order, and
-    # ranks of scores that differ in their last bit are no permutation. All programs of an image write the same.
-    tl.store(scores + here + w, tl.sum(values * values, 0), mask=w < windows)
-    tl.debug_barrier()
-    theirs = tl.load(scores + here + w, mask=w < windows, other=0.0).to(tl.int32, bitcast=True)  # as in `rank`
-    own = tl.load(scores + here + o, mask=o < windows, other=0.0).to(tl.int32, bitcast=True)
-    beats = theirs[None, :] > own[:, None]
-    beats |= (theirs[None, :] == own[:, None]) & (w[None, :] < o[:, None])
-    better = tl.sum((beats & (w < windows)[None, :]).to(tl.int32), 1)
-    tl.store(ranked + here + better, o, mask=o < windows)
-    row = tl.where(own_place >= 0, image * tokens + own_place, -1)
-    tl.store(table + (here + better)[:, None] * N + n[None, :], row, mask=own_mask)
-
-
-def score_and_rank(
-    magnitudes: Tensor, places: Tensor, tokens: int, scores: Tensor, ranked: Tensor, table: Tensor
-) -> None:
-    """`score` and `rank` as one launch, for at most `FEW` windows of an image: each program scores all of them."""
-    partitions, windows, per_window = places.shape
-    width, block = max(16, triton.next_power_of_2(windows)), triton.next_power_of_2(per_window)
-    _score_and_rank[(triton.cdiv(windows, 16), ranked.shape[1], partitions)](
-        magnitudes,
-        places,
-        scores,
-        ranked,
-        table,
-        tokens,
-        windows,
-        S=len(magnitudes),
-        N=per_window,
-        P=block,
-        BW=width,
-        BO=16,
-        **launch_options(magnitudes),
-        num_warps=min(16, max(4, width * block // 256)),
-        maxnreg=64,
-    )
-
-
-def score_and_rank_reference(
-    magnitudes: Tensor, places: Tensor, tokens: int, scores: Tensor, ranked: Tensor, table: Tensor
-) -> None:
-    """What `score_and_rank` computes, in plain PyTorch."""
-    score_reference(magnitudes, places, scores)
-    rank_reference(scores, places, tokens, ranked, table)

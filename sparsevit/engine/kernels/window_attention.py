@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparsevit.engine.kernels.attention import attended, attention_reference, kind_of, table_of
 from sparsevit.engine.kernels.dependent import begin, launch_options
-from sparsevit.engine.kernels.linear import Weights, normed, normed_product
+from sparsevit.engine.kernels.folded import Weights, normed, normed_product
 from sparsevit.engine.kernels.parts import parts_of
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import load_slots, slots

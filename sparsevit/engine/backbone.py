@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextlib import nullcontext
-from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +14,13 @@ from sparsevit.engine.graphs import Graphs, Replay
 from sparsevit.engine.recent import Recent
 from sparsevit.errors import UserError
 from sparsevit.model.backbone import SparseSwin
-from sparsevit.sparsity import Sparsity, kept_windows, windows_per_stage
+from sparsevit.sparsity import Sparsity, windows_per_stage
 
 if TYPE_CHECKING:
     from sparsevit.engine.plan import Plan
 
 PLANS = 4
 """Batches and image sizes whose buffers are kept."""
-
-COMPILED = tuple(Decimal(percent) / 100 for percent in range(0, 100, 5))
-"""Ratios that meet all block sizes in use."""
 
 
 class FastBackbone(nn.Module):
@@ -202,6 +198,7 @@ class _Kernels:
 
     def _plan(self, images: Tensor) -> Plan:
         """Buffers for images like these. Kernels are compiled now, so that no sparsity waits for one later."""
+        from sparsevit.engine.choices import to_compile
         from sparsevit.engine.forward import forward
         from sparsevit.engine.plan import Shape, make_plan
 
@@ -212,8 +209,6 @@ class _Kernels:
         compiled = key in self._compiled  # for a plan that had to make room since
         if images.is_cuda and not compiled and not torch.cuda.is_current_stream_capturing():
             self._compiled.add(key)
-            for ratio in COMPILED:  # block sizes go by the number of rows, in a few classes
-                layers = [-(-len(stage.blocks) // 2) for stage in self.weights.stages]
-                counts = [kept_windows(stage.windows, ratio) for stage in plan.stages]
-                forward(images, plan, self.weights, [(count,) * n for count, n in zip(counts, layers, strict=True)])
+            for kept in to_compile(plan, self.weights):
+                forward(images, plan, self.weights, kept)
         return plan

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 from torch import Tensor
 
-from sparsevit.engine import tuning
 from sparsevit.engine.beside import Beside
+from sparsevit.engine.choices import Choices, choose
 from sparsevit.engine.kernels.attention import attention
 from sparsevit.engine.kernels.embed import embed
 from sparsevit.engine.kernels.feed_forward import feed_forward
-from sparsevit.engine.kernels.held_feed_forward import held_feed_forward, holds
+from sparsevit.engine.kernels.held_feed_forward import held_feed_forward
 from sparsevit.engine.kernels.linear import linear
 from sparsevit.engine.kernels.merge import merge
 from sparsevit.engine.kernels.norm import norm
-from sparsevit.engine.kernels.parts import splits
 from sparsevit.engine.kernels.rank import magnitude, rank, score
 from sparsevit.engine.kernels.rank_few import FEW, score_and_rank
 from sparsevit.engine.kernels.rows import Rows
@@ -83,56 +83,42 @@ def _blocks(plan: Plan, stage: StagePlan, blocks: Sequence[BlockWeights], kept: 
         _block(plan, stage, block, rows, settled=not ranks)
 
 
-def fuses_feed_forward(block: BlockWeights) -> bool:
-    """Whether the feed-forward network is one kernel, which wants few channels, in parts that are powers of 2."""
-    channels, hidden = block.first.weight.shape
-    return channels <= tuning.FUSED_FEED_FORWARD and splits(channels) and hidden % tuning.HIDDEN_UNIT == 0
-
-
-def fuses_attention(block: BlockWeights) -> bool:
-    """Whether queries, keys and values never leave the chip, which wants few channels, as `fuses_feed_forward`."""
-    channels = block.qkv.weight.shape[0]
-    return channels <= tuning.FUSED_ATTENTION and splits(channels)
-
-
 def _block(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, *, settled: bool) -> None:
     """Attention and feed-forward network of some rows, in place."""
-    attended = _attend(plan, stage, block, rows, settled=settled)
+    choices = choose(stage.x, block, rows.total, rows.total_windows)
     channels, hidden = block.first.weight.shape
-    tile = tuning.linear_tile(rows.total, channels, channels, adds=True)
-    if fuses_feed_forward(block):
+    attended = _attend(plan, stage, block, rows, choices, settled=settled)
+    if choices.feed_forward is not None:
         linear(
-            attended, block.projection, stage.x, tile,
+            attended, block.projection, stage.x, choices.projection,
             residual=stage.x, residual_source=rows, target=rows, sums=stage.sums,
         )  # fmt: skip
-        if tuning.holds_feed_forward(rows.total) and holds(stage.x, block.first, tuning.HELD_FEED_FORWARD):
-            tile = tuning.HELD_FEED_FORWARD
-            held_feed_forward(stage.x, block.first, block.second, rows, stage.sums, tile)
-        else:
-            tile = tuning.feed_forward_tile(rows.total, channels)
-            feed_forward(stage.x, block.first, block.second, rows, stage.sums, tile)
+        run = held_feed_forward if choices.held else feed_forward
+        run(stage.x, block.first, block.second, rows, stage.sums, choices.feed_forward)
         return
+    assert choices.first is not None
+    assert choices.second is not None
     between, sums = plan.compact(2, rows.total, channels), plan.compact_sums(rows.total, channels)
-    linear(attended, block.projection, between, tile, residual=stage.x, residual_source=rows, sums=sums)
+    linear(attended, block.projection, between, choices.projection, residual=stage.x, residual_source=rows, sums=sums)
     inner = plan.compact(0, rows.total, hidden)
-    tile = tuning.linear_tile(rows.total, hidden, channels, adds=False)
-    linear(between, block.first, inner, tile, sums=sums, activate=True)
-    tile = tuning.linear_tile(rows.total, channels, hidden, adds=True)
-    linear(inner, block.second, stage.x, tile, residual=between, target=rows, sums=stage.sums)
+    linear(between, block.first, inner, choices.first, sums=sums, activate=True)
+    linear(inner, block.second, stage.x, choices.second, residual=between, target=rows, sums=stage.sums)
 
 
-def _attend(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, *, settled: bool) -> Tensor:
+def _attend(
+    plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, choices: Choices, *, settled: bool
+) -> Tensor:
     """Output of attention before its projection, compact."""
-    channels, heads = stage.x.shape[1], block.logits.shape[1]
+    channels = stage.x.shape[1]
     attended = plan.compact(1, rows.total, channels)
-    window, grid = plan.shape.window, stage.grid
-    if fuses_attention(block):
-        choice = tuning.window_choice(rows.total_windows, heads)
-        window_attention(stage.x, block.qkv, block.logits, rows, stage.sums, attended, choice, window=window, grid=grid)
+    shape: dict[str, Any] = {"window": plan.shape.window, "grid": stage.grid}
+    if choices.windows is not None:
+        window_attention(stage.x, block.qkv, block.logits, rows, stage.sums, attended, choices.windows, **shape)
         return attended
+    assert choices.qkv is not None
+    assert choices.attention is not None
     qkv = plan.compact(0, rows.total, 3 * channels)
-    tile = tuning.linear_tile(rows.total, 3 * channels, channels, adds=False)
-    linear(stage.x, block.qkv, qkv, tile, source=rows, sums=stage.sums, settled=settled)
-    programs, stages = tuning.attention_choice(rows.total_windows, heads)
-    attention(qkv, block.logits, rows, attended, window=window, grid=grid, programs=programs, stages=stages)
+    linear(stage.x, block.qkv, qkv, choices.qkv, source=rows, sums=stage.sums, settled=settled)
+    programs, stages = choices.attention
+    attention(qkv, block.logits, rows, attended, programs=programs, stages=stages, **shape)
     return attended

@@ -221,6 +221,22 @@ def test_kernels_that_start_early_compute_what_others_do(make: Make, monkeypatch
                 assert all(map(torch.equal, one, other)), (batch, side, text)
 
 
+def test_the_first_pass_compiles_all_that_any_sparsity_needs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    fast = accelerate(make(**SWIN_T).cuda(), dtype=torch.bfloat16, graphs=False)
+    images = torch.randn(3, 3, 480, 416, device="cuda")
+    fast(images)
+    compiled: list[Any] = []
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **given: compiled.append(given["repr"]))
+    for percent in range(0, 100, 3):
+        fast.sparsity = percent / 100
+        fast(images)
+    fast.sparsity = "0/0.3/0,0.2,0.9/0"
+    fast(images)
+    assert not compiled
+
+
 def test_a_replay_outlives_its_backbone(make: Make) -> None:
     fast = accelerate(make(**SWIN_T).cuda(), dtype=torch.bfloat16)
     images = torch.randn(1, 3, 224, 224, device="cuda")

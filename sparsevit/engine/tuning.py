@@ -14,7 +14,7 @@ class Tile:
     warps: per program.
     stages: of the pipeline of loads.
     registers: per thread at most, so that more programs share a multiprocessor; None leaves it to the compiler.
-    early: whether what results are added to is read before the products, into registers.
+    early: whether products start from what results are added to, read before them; of no account where nothing is.
     maps: whether blocks of weights, and of rows that lie together, are loaded by tensor maps, where there are any.
     """
 
@@ -69,7 +69,7 @@ HIDDEN_UNIT = 64
 
 
 def feed_forward_tile(rows: int, channels: int) -> Tile:
-    """Of the fused feed-forward network; columns are hidden channels."""
+    """Of the fused feed-forward network where weights are not held; columns are hidden channels."""
     if rows >= 65536 and channels <= 96:  # two programs to a multiprocessor, and at least two waves of them
         return Tile(128, HIDDEN_UNIT, 0, 8, 3, registers=128)
     return Tile(64, HIDDEN_UNIT, 0, 4, 2)
@@ -111,14 +111,14 @@ def linear_tile(rows: int, columns: int, depth: int, *, adds: bool) -> Tile:
         return Tile(128, narrow, step, 4, stages, early=True, maps=True)
     tall, wide = min(SHAPES, key=lambda shape: _clocks(rows, columns, depth, *shape))
     if _programs(rows, columns, tall, wide) <= MULTIPROCESSORS:
-        return _one_each(rows, columns, depth, tall, wide, adds=adds)
+        return _one_each(rows, columns, depth, tall, wide)
     return (_adding if adds else _expanding)(rows, columns, depth, tall == wide == 128)
 
 
 SHAPES = ((128, 128), (64, 128), (128, 64), (64, 64))
 
 
-def _one_each(rows: int, columns: int, depth: int, tall: int, wide: int, *, adds: bool) -> Tile:
+def _one_each(rows: int, columns: int, depth: int, tall: int, wide: int) -> Tile:
     """No more programs than multiprocessors.
 
     Each then takes more than half of a multiprocessor's shared memory: of less, several find room where the kernel
@@ -126,7 +126,7 @@ def _one_each(rows: int, columns: int, depth: int, tall: int, wide: int, *, adds
     """
     if tall == wide == 128:
         if columns % 192 == 0 and _programs(rows, columns, 64, 192) <= MULTIPROCESSORS:
-            return Tile(64, 192, 64, 4, 5, early=adds, maps=True)
+            return Tile(64, 192, 64, 4, 5, early=True, maps=True)
         return Tile(128, 128, 64, 8, 4, early=True, maps=True)
     if tall != wide:
         return Tile(tall, wide, 64, 4, 5, early=True, maps=True)

@@ -36,14 +36,13 @@ def test_every_count_of_windows_runs_what_was_compiled(
     plan = plan_of(weights, batch, size)
     passes = to_compile(plan, weights)
     for number, (stage, of_stage) in enumerate(zip(plan.stages, weights.stages, strict=True)):
-        block = of_stage.blocks[0]
-
-        def compiled(count: int) -> Any:
-            return choose(stage.x, block, batch * count * 49, batch * count).compiled  # noqa: B023
-
         sparse = {count for each in passes for count in each[number] if count < stage.windows}
-        ready = {compiled(count) for count in sparse}
-        assert {compiled(count) for count in range(1, stage.windows)} <= ready
+        x, block, counts = stage.x, of_stage.blocks[0], range(1, stage.windows)
+        ready, needed = (
+            {choose(x, block, batch * count * 49, batch * count).compiled for count in some}
+            for some in (sparse, counts)
+        )
+        assert needed <= ready
         assert all(1 <= count <= stage.windows for each in passes for count in each[number])
         assert all(len(each[number]) == (len(of_stage.blocks) + 1) // 2 for each in passes)
 

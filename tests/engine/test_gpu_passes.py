@@ -245,9 +245,8 @@ def test_a_replay_outlives_its_backbone(make: Make) -> None:
     del fast
     gc.collect()
     torch.cuda.empty_cache()
-    others = [
-        torch.full((1 << 20,), float("nan"), device="cuda") for _ in range(64)
-    ]  # where the weights would have been
+    # where the weights would have been
+    others = [torch.full((1 << 20,), float("nan"), device="cuda") for _ in range(64)]
     replay()
     assert all(map(torch.equal, replay.maps, expected)), len(others)
 

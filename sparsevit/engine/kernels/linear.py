@@ -66,7 +66,10 @@ def _finish(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """From sums of products to what is stored, for BN columns from `first` on, in the rows `to` that are `kept`."""
+    """From sums of products to what is stored, for BN columns from `first` on, in the rows `to` that are `kept`.
+
+    The residual's rows are `at`, where `there`.
+    """
     n = first + tl.arange(0, BN)
     if NORM:
         of_columns = tl.load(column_sums + n, mask=n < N, other=0.0)

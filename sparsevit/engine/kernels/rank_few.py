@@ -38,7 +38,8 @@ def _score_all(
     p = tl.arange(0, P)[None, None, :]
     x = column * WINDOW + p + shift
     x = tl.where(x >= grid_columns * WINDOW, x - grid_columns * WINDOW, x)
-    # It is not where a shifted map goes round, but threads are to lie along lines; runs of 1 value are read either way.
+    # So that the compiler lays threads along lines. It is not true where a shifted map goes round, which does no harm:
+    # as it knows nothing of the width, each thread reads single values.
     x = tl.max_contiguous(x, (1, 1, P))
     in_line = (p < WINDOW) & (column < grid_columns) & (x < width)
     squares = tl.zeros((GC, GR, P), tl.float32)

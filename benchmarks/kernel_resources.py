@@ -179,6 +179,7 @@ def compiled_only(kernels: list[Kernel], capability: int) -> Iterator[None]:
             for name, value in (
                 ("launch_options", lambda x: {"DEPENDENT": hopper} | ({"launch_pdl": True} if hopper else {})),
                 ("has_maps", lambda x: hopper),
+                ("is_hopper", lambda device: hopper),
                 ("shared_memory", lambda device: LIMITS[capability].shared),
                 ("multiprocessors", lambda device: MULTIPROCESSORS),
                 ("has_tanh", lambda x: x.dtype == torch.bfloat16),

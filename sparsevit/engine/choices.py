@@ -48,7 +48,7 @@ def choose(x: Tensor, block: BlockWeights, rows: int, windows: int) -> Choices:
     """For so many compact rows, of so many windows, of the token buffer `x`."""
     channels, hidden = block.first.weight.shape
     heads = block.logits.shape[1]
-    fused, together = fuses_attention(block), fuses_feed_forward(block)
+    fused, together = fuses_attention(block), fuses_feed_forward(block, rows)
     held = together and tuning.holds_feed_forward(rows) and holds(x, block.first, tuning.HELD_FEED_FORWARD)
     alone = tuning.HELD_FEED_FORWARD if held else tuning.feed_forward_tile(rows, channels)
     return Choices(
@@ -63,10 +63,10 @@ def choose(x: Tensor, block: BlockWeights, rows: int, windows: int) -> Choices:
     )
 
 
-def fuses_feed_forward(block: BlockWeights) -> bool:
+def fuses_feed_forward(block: BlockWeights, rows: int) -> bool:
     """Whether the feed-forward network is one kernel, which wants few channels, in parts that are powers of 2."""
     channels, hidden = block.first.weight.shape
-    return channels <= tuning.FUSED_FEED_FORWARD and splits(channels) and hidden % tuning.HIDDEN_UNIT == 0
+    return tuning.fuses_feed_forward(rows, channels) and splits(channels) and hidden % tuning.HIDDEN_UNIT == 0
 
 
 def fuses_attention(block: BlockWeights) -> bool:

@@ -7,7 +7,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sparsevit.engine.kernels.sums import SLOT
-from sparsevit.engine.tuning import SPARE, Tile, feed_forward_tile, holds_feed_forward, linear_tile, merge_tile
+from sparsevit.engine.tuning import (
+    SPARE,
+    Tile,
+    feed_forward_tile,
+    fuses_feed_forward,
+    holds_feed_forward,
+    linear_tile,
+    merge_tile,
+)
 
 SHARED_MEMORY = 227 * 1024  # bytes that a program may have on an H100 or H200
 REGISTERS = 65536  # of a multiprocessor
@@ -61,3 +69,17 @@ def test_few_rows_are_spread_over_more_programs(channels: int) -> None:
 def test_weights_are_held_where_every_multiprocessor_has_rows() -> None:
     assert holds_feed_forward(112_896)
     assert not holds_feed_forward(8_000)
+
+
+def test_feed_forward_of_the_second_stage_is_one_kernel_where_rows_fill_its_waves() -> None:
+    assert fuses_feed_forward(28_224, 192)
+    assert fuses_feed_forward(132 * 128, 192)
+    assert not fuses_feed_forward(132 * 128 + 1, 192)
+    assert not fuses_feed_forward(11_172, 192)
+    assert all(fuses_feed_forward(rows, 192) for rows in range(80_000, 400_000, 1000))
+
+
+@given(rows=rows)
+def test_feed_forward_of_few_channels_is_one_kernel_and_of_many_two(rows: int) -> None:
+    assert fuses_feed_forward(rows, 96)
+    assert not fuses_feed_forward(rows, 256)

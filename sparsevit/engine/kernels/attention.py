@@ -12,7 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsevit.engine.kernels.dependent import begin, launch_options
+from sparsevit.engine.kernels.device import is_hopper
 from sparsevit.engine.kernels.rows import Rows
+
+REGISTERS = 80
+"""Of a thread at most, on Hopper, for heads of up to 32 channels: a multiprocessor holds six programs, not five."""
 
 
 @triton.jit
@@ -63,16 +67,20 @@ def _attention(
     inside = (n < N)[:, None]
     first = tl.program_id(1) * each
     end = tl.minimum(first + each, total)
+    kind = 0
     if SHIFTED:
         image = first // kept
         window = tl.load(windows + image * stride + (first - image * kept), cache_modifier=".cg")
-        added = table_of(logits, head, kind_of(window, window_rows, window_columns), HEADS, P)
-    else:
-        added = table_of(logits, head, 0, HEADS, P)
+        kind = kind_of(window, window_rows, window_columns)
+    added = table_of(logits, head, kind, HEADS, P)
     begin(DEPENDENT)
     read = qkv + first.to(tl.int64) * (N * 3 * C) + head * D + n[:, None] * (3 * C) + d[None, :]
     write = out + first.to(tl.int64) * (N * C) + head * D + n[:, None] * C + d[None, :]
     for number in range(first, end):
+        if SHIFTED:
+            following = tl.minimum(number + 1, end - 1)
+            image = following // kept
+            window = tl.load(windows + image * stride + (following - image * kept))
         at = read + (number - first) * (N * 3 * C)
         q = tl.load(at, mask=inside, other=0.0)
         k = tl.load(at + C, mask=inside, other=0.0)
@@ -80,10 +88,10 @@ def _attention(
         y = attended(q, k, v, added)
         tl.store(write + (number - first) * (N * C), y.to(out.dtype.element_ty), mask=inside)
         if SHIFTED:
-            following = tl.minimum(number + 1, end - 1)
-            image = following // kept
-            window = tl.load(windows + image * stride + (following - image * kept))
-            added = table_of(logits, head, kind_of(window, window_rows, window_columns), HEADS, P)
+            following_kind = kind_of(window, window_rows, window_columns)
+            if following_kind != kind:  # of most it is 0, and a table is as large as what a window reads
+                added = table_of(logits, head, following_kind, HEADS, P)
+            kind = following_kind
 
 
 def attention(
@@ -112,6 +120,7 @@ def attention(
     kinds, heads, padded, _ = logits.shape
     total = source.total_windows
     each = max(1, round(total * heads / programs))
+    depth = qkv.shape[1] // 3 // heads
     _attention[(heads, triton.cdiv(total, each))](
         qkv,
         logits,
@@ -123,13 +132,14 @@ def attention(
         source.windows.shape[1],
         *grid,
         HEADS=heads,
-        D=qkv.shape[1] // 3 // heads,
+        D=depth,
         WINDOW=window,
         SHIFTED=kinds > 1,
         P=padded,
         **launch_options(qkv),
         num_warps=warps,
         num_stages=stages,
+        maxnreg=REGISTERS if depth <= 32 and is_hopper(qkv.device) else None,
     )
 
 

@@ -13,83 +13,13 @@ from torch.nn import functional as F
 
 from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch, prefetch_own
 from sparsevit.engine.kernels.device import shared_memory
-from sparsevit.engine.kernels.folded import Weights, normed, normed_product
-from sparsevit.engine.kernels.gelu import gelu, has_tanh
-from sparsevit.engine.kernels.maps import blocks, has_maps, parameters, prefetch_map, weight_blocks
+from sparsevit.engine.kernels.epilogue import finish, read_residual, start
+from sparsevit.engine.kernels.folded import Weights, normed_product
+from sparsevit.engine.kernels.gelu import has_tanh
+from sparsevit.engine.kernels.maps import blocks, has_maps, out_blocks, parameters, prefetch_map, weight_blocks
 from sparsevit.engine.kernels.rows import Rows
-from sparsevit.engine.kernels.sums import SLOT, load_slots, slots, store_block_sums, sums_of
+from sparsevit.engine.kernels.sums import SLOT, load_slots, slots, sums_of
 from sparsevit.engine.tuning import Tile
-
-
-@triton.jit
-def _start(
-    n, residual, at, real, bias, N: tl.constexpr, ADDS: tl.constexpr, EARLY: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr,
-):  # fmt: skip
-    """What products are added to: where results are added to a residual, the bias and, read early, the residual."""
-    acc = tl.zeros((BM, BN), tl.float32)
-    if ADDS:
-        acc += tl.load(bias + n, mask=n < N, other=0.0)[None, :]
-        if EARLY:
-            place = residual + at.to(tl.int64)[:, None] * N + n[None, :]
-            mask = real[:, None] & (n < N)[None, :]
-            acc += tl.load(place, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
-    return acc
-
-
-@triton.jit
-def _finish(
-    acc,
-    first,
-    residual,
-    at,
-    there,
-    to,
-    kept,
-    real,
-    total,
-    squares,
-    bias,
-    padding,
-    column_sums,
-    sums,
-    out,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    NORM: tl.constexpr,
-    EPS: tl.constexpr,
-    PADS_AFTER: tl.constexpr,
-    GELU: tl.constexpr,
-    TANH: tl.constexpr,
-    ADDS: tl.constexpr,
-    EARLY: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
-    """From sums of products to what is stored, for BN columns from `first` on, in the rows `to` that are `kept`.
-
-    The residual's rows are `at`, where `there`.
-    """
-    n = first + tl.arange(0, BN)
-    if NORM:
-        of_columns = tl.load(column_sums + n, mask=n < N, other=0.0)
-        acc = normed(acc, total, squares, of_columns, K, EPS)
-    if not ADDS:
-        shift = tl.load(bias + n, mask=n < N, other=0.0)
-        if PADS_AFTER:
-            other = tl.load(padding + n, mask=n < N, other=0.0)
-            acc += tl.where(real[:, None], shift[None, :], other[None, :])
-        else:
-            acc += shift[None, :]
-    if GELU:
-        acc = gelu(acc, TANH)
-    if ADDS and not EARLY:
-        place = residual + at.to(tl.int64)[:, None] * N + n[None, :]
-        acc += tl.load(place, mask=there[:, None] & (n < N)[None, :], other=0.0).to(tl.float32)
-    mask = kept[:, None] & (n < N)[None, :]
-    tl.store(out + to.to(tl.int64)[:, None] * N + n[None, :], acc.to(out.dtype.element_ty), mask=mask)
-    if ADDS:
-        store_block_sums(sums, to, kept, acc, first, N, BM, BN)
 
 
 @triton.jit(do_not_specialize=["rows", "per_image", "stride", "settled"])
@@ -106,6 +36,8 @@ def _linear(
     x_blocks,
     weight_blocks,
     rest_blocks,
+    out_blocks,
+    out_rest_blocks,
     rows,
     per_image,
     stride,
@@ -131,14 +63,19 @@ def _linear(
     X_MAP: tl.constexpr,
     WEIGHT_MAP: tl.constexpr,
     REST_MAP: tl.constexpr,
+    OUT_MAP: tl.constexpr,
+    OUT_REST_MAP: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     prefetch_map(X_MAP, DEPENDENT)
     prefetch_map(WEIGHT_MAP, DEPENDENT)
     prefetch_map(REST_MAP, DEPENDENT)
+    prefetch_map(OUT_MAP, DEPENDENT)
+    prefetch_map(OUT_REST_MAP, DEPENDENT)
     columns: tl.constexpr = (N + BN + REST - 1) // (BN + REST)
     first = tl.program_id(0) % columns * (BN + REST)
-    m = tl.program_id(0) // columns * BM + tl.arange(0, BM)
+    first_row = tl.program_id(0) // columns * BM
+    m = first_row + tl.arange(0, BM)
     inside = m < rows
     real = inside
     row = m
@@ -154,10 +91,16 @@ def _linear(
     at = row if ADDS_GATHERED else m
     there = real if ADDS_GATHERED else inside
     n = first + tl.arange(0, BN)
-    acc = _start(n, residual, at, there, bias, N, ADDS, EARLY, BM, BN)
+    acc = start(n, bias, N, ADDS, BM, BN)
+    added = 0.0
+    if ADDS and EARLY:  # asked for now, added after the products, which so need not wait for it
+        added = read_residual(residual, at, there, n, N)
     if REST:
         n_rest = first + BN + tl.arange(0, REST)
-        rest = _start(n_rest, residual, at, there, bias, N, ADDS, EARLY, BM, REST)
+        rest = start(n_rest, bias, N, ADDS, BM, REST)
+        added_rest = 0.0
+        if ADDS and EARLY:
+            added_rest = read_residual(residual, at, there, n_rest, N)
     begin(DEPENDENT)
     if GATHERED:
         row = tl.where(settled != 0, row, tl.load(listed, mask=inside & (settled == 0), other=-1))
@@ -174,7 +117,7 @@ def _linear(
         read_rest = weight + k[:, None] * N + n_rest[None, :]
     for step in range(K // BK):
         if MAPS and not GATHERED:
-            a = x_blocks.load([tl.program_id(0) // columns * BM, step * BK])
+            a = x_blocks.load([first_row, step * BK])
         else:
             a = tl.load(read_x + step * BK, mask=valid[:, None], other=0.0)
         if MAPS:
@@ -197,14 +140,16 @@ def _linear(
         squares = tl.sum(squares_of_slots, 1)
     to = row if SCATTERED else m
     kept = real if SCATTERED else inside
-    _finish(
-        acc, first, residual, at, there, to, kept, real, total, squares, bias, padding, column_sums, sums, out,
-        N, K, NORM, EPS, PADS_AFTER, GELU, TANH, ADDS, EARLY, BM, BN,
+    STORES: tl.constexpr = MAPS and not SCATTERED
+    finish(
+        acc, added, first, residual, at, there, to, kept, real, total, squares, bias, padding, column_sums, sums, out,
+        out_blocks, first_row, N, K, NORM, EPS, PADS_AFTER, GELU, TANH, ADDS, EARLY, STORES, BM, BN,
     )  # fmt: skip
     if REST:
-        _finish(
-            rest, first + BN, residual, at, there, to, kept, real, total, squares, bias, padding, column_sums, sums,
-            out, N, K, NORM, EPS, PADS_AFTER, GELU, TANH, ADDS, EARLY, BM, REST,
+        finish(
+            rest, added_rest, first + BN, residual, at, there, to, kept, real, total, squares, bias, padding,
+            column_sums, sums, out, out_rest_blocks, first_row, N, K, NORM, EPS, PADS_AFTER, GELU, TANH, ADDS, EARLY,
+            STORES, BM, REST,
         )  # fmt: skip
 
 
@@ -253,7 +198,8 @@ def linear(
     maps = tile.maps and has_maps(x)
     x_blocks = blocks(x, tile.rows, tile.depth) if maps and source is None else x
     of_weight = weight_blocks(weights.weight, tile, maps)
-    x_map, weight_map, rest_map = parameters("_linear", 9, x_blocks, *of_weight)
+    of_out = out_blocks(out, tile) if maps and target is None else (out, out)
+    x_map, weight_map, rest_map, out_map, out_rest_map = parameters("_linear", 9, x_blocks, *of_weight, *of_out)
     grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(n, tile.columns),)
     _linear[grid](
         x,
@@ -267,6 +213,7 @@ def linear(
         out,
         x_blocks,
         *of_weight,
+        *of_out,
         rows,
         selected.per_image if selected else rows,
         selected.table.shape[1] if selected else 0,
@@ -292,6 +239,8 @@ def linear(
         X_MAP=x_map,
         WEIGHT_MAP=weight_map,
         REST_MAP=rest_map,
+        OUT_MAP=out_map,
+        OUT_REST_MAP=out_rest_map,
         **launch_options(x),
         num_warps=tile.warps,
         num_stages=pipeline(tile, x),

@@ -69,3 +69,9 @@ def weight_blocks(weight: Tensor, tile: Tile, maps: bool) -> tuple[Any, Any]:
         return weight, weight
     rest = tile.columns - tile.power
     return blocks(weight, tile.depth, tile.power), blocks(weight, tile.depth, rest) if rest else weight
+
+
+def out_blocks(out: Tensor, tile: Tile) -> tuple[Any, Any]:
+    """Rows to be written, which lie together, as the blocks that a tile has; nothing is written beyond the last."""
+    rest = tile.columns - tile.power
+    return blocks(out, tile.rows, tile.power), blocks(out, tile.rows, rest) if rest else out

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch, prefetch_own
 from sparsevit.engine.kernels.folded import Weights, normed, normed_product
 from sparsevit.engine.kernels.linear import pipeline
-from sparsevit.engine.kernels.maps import has_maps, parameters, prefetch_map, weight_blocks
+from sparsevit.engine.kernels.maps import has_maps, out_blocks, parameters, prefetch_map, weight_blocks
 from sparsevit.engine.kernels.sums import SLOT, magnitudes_of, slots, store_block_sums, sums_of
 from sparsevit.engine.tuning import Tile
 
@@ -41,10 +41,13 @@ def _finish(
     column_sums,
     out,
     out_sums,
+    out_blocks,
+    out_row,
     N: tl.constexpr,
     K: tl.constexpr,
     NORM: tl.constexpr,
     EPS: tl.constexpr,
+    MAPS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
@@ -54,9 +57,12 @@ def _finish(
         of_columns = tl.load(column_sums + n, mask=n < N, other=0.0)
         acc = normed(acc, total, squares, of_columns, K, EPS)
     acc += tl.load(bias + n, mask=n < N, other=0.0)[None, :]
-    mask = inside[:, None] & (n[None, :] < N)
     tokens = acc.to(out.dtype.element_ty)
-    tl.store(out + m.to(tl.int64)[:, None] * N + n[None, :], tokens, mask=mask)
+    if MAPS:
+        out_blocks.store([out_row, first], tokens)
+    else:
+        mask = inside[:, None] & (n[None, :] < N)
+        tl.store(out + m.to(tl.int64)[:, None] * N + n[None, :], tokens, mask=mask)
     store_block_sums(out_sums, m, inside, acc, first, N, BM, BN)
     return tl.sum(tl.abs(tokens.to(tl.float32)), 1)
 
@@ -73,6 +79,8 @@ def _merge(
     out_magnitudes,
     weight_blocks,
     rest_blocks,
+    out_blocks,
+    out_rest_blocks,
     rows,
     height,
     width,
@@ -90,14 +98,19 @@ def _merge(
     MAPS: tl.constexpr,
     WEIGHT_MAP: tl.constexpr,
     REST_MAP: tl.constexpr,
+    OUT_MAP: tl.constexpr,
+    OUT_REST_MAP: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     prefetch_map(WEIGHT_MAP, DEPENDENT)
     prefetch_map(REST_MAP, DEPENDENT)
+    prefetch_map(OUT_MAP, DEPENDENT)
+    prefetch_map(OUT_REST_MAP, DEPENDENT)
     C: tl.constexpr = K // 4
     columns: tl.constexpr = (N + BN + REST - 1) // (BN + REST)
     first = tl.program_id(0) % columns * (BN + REST)
-    m = tl.program_id(0) // columns * BM + tl.arange(0, BM)
+    first_row = tl.program_id(0) // columns * BM
+    m = first_row + tl.arange(0, BM)
     n = first + tl.arange(0, BN)
     inside = m < rows
     out_width = (width + 1) // 2
@@ -152,12 +165,14 @@ def _merge(
         total = tl.sum(tl.where(is_square, 0.0, both), 1)
         squares = tl.sum(tl.where(is_square, both, 0.0), 1)
     magnitude = _finish(
-        acc, first, m, inside, total, squares, bias, column_sums, out, out_sums, N, K, NORM, EPS, BM, BN
-    )
+        acc, first, m, inside, total, squares, bias, column_sums, out, out_sums, out_blocks, first_row,
+        N, K, NORM, EPS, MAPS, BM, BN,
+    )  # fmt: skip
     if REST:
         magnitude += _finish(
-            rest, first + BN, m, inside, total, squares, bias, column_sums, out, out_sums, N, K, NORM, EPS, BM, REST
-        )
+            rest, first + BN, m, inside, total, squares, bias, column_sums, out, out_sums, out_rest_blocks, first_row,
+            N, K, NORM, EPS, MAPS, BM, REST,
+        )  # fmt: skip
     if MAGNITUDES:
         tl.store(out_magnitudes + first // (BN + REST) * rows + m, magnitude, mask=inside)
 
@@ -195,7 +210,8 @@ def merge(
     maps = tile.maps and has_maps(x)
     grid = (triton.cdiv(out.shape[0], tile.rows) * triton.cdiv(n, tile.columns),)
     of_weight = weight_blocks(weights.weight, tile, maps)
-    weight_map, rest_map = parameters("_merge", 8, *of_weight)
+    of_out = out_blocks(out, tile) if maps else (out, out)
+    weight_map, rest_map, out_map, out_rest_map = parameters("_merge", 8, *of_weight, *of_out)
     _merge[grid](
         x,
         weights.weight,
@@ -206,6 +222,7 @@ def merge(
         out_sums,
         out_sums if out_magnitudes is None else out_magnitudes,
         *of_weight,
+        *of_out,
         out.shape[0],
         *size,
         N=n,
@@ -222,6 +239,8 @@ def merge(
         MAPS=maps,
         WEIGHT_MAP=weight_map,
         REST_MAP=rest_map,
+        OUT_MAP=out_map,
+        OUT_REST_MAP=out_rest_map,
         **launch_options(x),
         num_warps=tile.warps,
         num_stages=pipeline(tile, x),

@@ -1,7 +1,7 @@
 """Norm, both linear layers of a feed-forward network, the GELU between them and the residual, in one pass over rows.
 
 Hidden values never leave the chip, which pays where channels are few. M rows, C channels, F hidden channels. The
-channels are taken in one or three parts that are powers of 2, as Triton's blocks are.
+channels are taken in one or two parts that are powers of 2, as Triton's blocks are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
 from sparsevit.engine.kernels.device import shared_memory
 from sparsevit.engine.kernels.folded import Weights
 from sparsevit.engine.kernels.gelu import gelu, has_tanh
-from sparsevit.engine.kernels.parts import normalised, parts_of
+from sparsevit.engine.kernels.parts import normalised, parts_of, read_part
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import slots, store_sums, sums_of
 from sparsevit.engine.tuning import Tile
@@ -36,6 +36,7 @@ def _feed_forward(
     C: tl.constexpr,
     HIDDEN: tl.constexpr,
     PART: tl.constexpr,
+    REST: tl.constexpr,
     EPS: tl.constexpr,
     TANH: tl.constexpr,
     BM: tl.constexpr,
@@ -55,38 +56,36 @@ def _feed_forward(
     prefetch(bias2, C, DEPENDENT)
     begin(DEPENDENT)
     c = tl.arange(0, PART)
-    at = x + row.to(tl.int64)[:, None] * C + c[None, :]
-    y0, y1, y2 = normalised(at, real, C, PART, EPS)
+    x0 = read_part(x, row, 0, C, PART)
+    x1 = x0
+    if REST:
+        r = PART + tl.arange(0, REST)
+        x1 = read_part(x, row, PART, C, REST)
+    y0, y1 = normalised(x0, x1, C, REST, EPS)
 
     acc0 = tl.zeros((BM, PART), tl.float32)
-    if PART < C:
-        acc1 = tl.zeros((BM, PART), tl.float32)
-        acc2 = tl.zeros((BM, PART), tl.float32)
+    if REST:
+        acc1 = tl.zeros((BM, REST), tl.float32)
     h = tl.arange(0, BH)
-    read1 = weight1 + c[:, None] * HIDDEN + h[None, :]
-    read2 = weight2 + h[:, None] * C + c[None, :]
     for start in tl.range(0, HIDDEN, BH, num_stages=STAGES):
-        hidden = tl.dot(y0, tl.load(read1 + start))
-        if PART < C:
-            hidden = tl.dot(y1, tl.load(read1 + (PART * HIDDEN + start)), hidden)
-            hidden = tl.dot(y2, tl.load(read1 + (2 * PART * HIDDEN + start)), hidden)
+        hidden = tl.dot(y0, tl.load(weight1 + c[:, None] * HIDDEN + (start + h)[None, :]))
+        if REST:
+            hidden = tl.dot(y1, tl.load(weight1 + r[:, None] * HIDDEN + (start + h)[None, :]), hidden)
         hidden = gelu(hidden + tl.load(bias1 + start + h)[None, :], TANH).to(y0.dtype)
-        acc0 = tl.dot(hidden, tl.load(read2 + start * C), acc0)
-        if PART < C:
-            acc1 = tl.dot(hidden, tl.load(read2 + (start * C + PART)), acc1)
-            acc2 = tl.dot(hidden, tl.load(read2 + (start * C + 2 * PART)), acc2)
+        acc0 = tl.dot(hidden, tl.load(weight2 + (start + h)[:, None] * C + c[None, :]), acc0)
+        if REST:
+            acc1 = tl.dot(hidden, tl.load(weight2 + (start + h)[:, None] * C + r[None, :]), acc1)
 
-    acc0 += tl.load(bias2 + c)[None, :] + tl.load(at, mask=real, other=0.0).to(tl.float32)
-    tl.store(at, acc0.to(x.dtype.element_ty), mask=real)
+    at = x + row.to(tl.int64)[:, None] * C
+    acc0 += tl.load(bias2 + c)[None, :] + read_part(x, row, 0, C, PART).to(tl.float32)
+    tl.store(at + c[None, :], acc0.to(x.dtype.element_ty), mask=real)
     total = tl.sum(acc0, 1)
     squares = tl.sum(acc0 * acc0, 1)
-    if PART < C:
-        acc1 += tl.load(bias2 + PART + c)[None, :] + tl.load(at + PART, mask=real, other=0.0).to(tl.float32)
-        tl.store(at + PART, acc1.to(x.dtype.element_ty), mask=real)
-        acc2 += tl.load(bias2 + 2 * PART + c)[None, :] + tl.load(at + 2 * PART, mask=real, other=0.0).to(tl.float32)
-        tl.store(at + 2 * PART, acc2.to(x.dtype.element_ty), mask=real)
-        total += tl.sum(acc1, 1) + tl.sum(acc2, 1)
-        squares += tl.sum(acc1 * acc1, 1) + tl.sum(acc2 * acc2, 1)
+    if REST:
+        acc1 += tl.load(bias2 + r)[None, :] + read_part(x, row, PART, C, REST).to(tl.float32)
+        tl.store(at + r[None, :], acc1.to(x.dtype.element_ty), mask=real)
+        total += tl.sum(acc1, 1)
+        squares += tl.sum(acc1 * acc1, 1)
     store_sums(sums, row, row >= 0, total, squares, C, SLOTS)
 
 
@@ -101,6 +100,7 @@ def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, sums: T
         tile: `columns` are hidden channels at a time; `depth` is not used.
     """
     channels, hidden = first.weight.shape
+    part, rest = parts_of(channels)
     step, kept = 2 * tile.columns * channels * x.element_size(), tile.rows * channels * x.element_size()
     _feed_forward[(triton.cdiv(rows.total, tile.rows),)](
         x,
@@ -115,7 +115,8 @@ def feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, sums: T
         rows.table.shape[1],
         C=channels,
         HIDDEN=hidden,
-        PART=parts_of(channels),
+        PART=part,
+        REST=rest,
         EPS=first.eps,
         TANH=has_tanh(x),
         BM=tile.rows,

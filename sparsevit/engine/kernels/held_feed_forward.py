@@ -15,6 +15,7 @@ from sparsevit.engine.kernels.device import multiprocessors, shared_memory
 from sparsevit.engine.kernels.feed_forward import feed_forward_reference
 from sparsevit.engine.kernels.folded import Weights
 from sparsevit.engine.kernels.gelu import gelu, has_tanh
+from sparsevit.engine.kernels.parts import normalised, parts_of, read_part
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import slots, store_sums
 from sparsevit.engine.tuning import SPARE, Tile
@@ -25,12 +26,6 @@ def _rows_of(table, block, rows, per_image, stride, BM: tl.constexpr):
     m = block * BM + tl.arange(0, BM)
     image = m // per_image
     return tl.load(table + image * stride + (m - image * per_image), mask=m < rows, other=-1, cache_modifier=".cg")
-
-
-@triton.jit
-def _read(x, row, first, C: tl.constexpr, PART: tl.constexpr):
-    c = first + tl.arange(0, PART)
-    return tl.load(x + row.to(tl.int64)[:, None] * C + c[None, :], mask=(row >= 0)[:, None], other=0.0)
 
 
 @triton.jit
@@ -85,33 +80,22 @@ def _held_feed_forward(
     row = _rows_of(table, tl.program_id(0), rows, per_image, stride, BM)
     following = _rows_of(table, tl.program_id(0) + step, rows, per_image, stride, BM)
     begin(DEPENDENT)
-    x0 = _read(x, row, 0, C, PART)
+    x0 = read_part(x, row, 0, C, PART)
     x1 = x0
     if REST:
         r = PART + tl.arange(0, REST)
-        x1 = _read(x, row, PART, C, REST)
+        x1 = read_part(x, row, PART, C, REST)
     for block in tl.range(tl.program_id(0), blocks, step, num_stages=1):
-        next0 = _read(x, following, 0, C, PART)  # a block ahead, as nothing else is there to fill the wait
+        next0 = read_part(x, following, 0, C, PART)  # a block ahead, as nothing else is there to fill the wait
         next1 = next0
         if REST:
-            next1 = _read(x, following, PART, C, REST)
+            next1 = read_part(x, following, PART, C, REST)
         after = _rows_of(table, block + 2 * step, rows, per_image, stride, BM)
 
-        wide0 = x0.to(tl.float32)
-        mean = tl.sum(wide0, 1)
+        y0, y1 = normalised(x0, x1, C, REST, EPS)
+        acc0 = x0.to(tl.float32) + tl.load(bias2 + c)[None, :]
         if REST:
-            wide1 = x1.to(tl.float32)
-            mean += tl.sum(wide1, 1)
-        mean = (mean / C)[:, None]
-        squares = tl.sum((wide0 - mean) * (wide0 - mean), 1)
-        if REST:
-            squares += tl.sum((wide1 - mean) * (wide1 - mean), 1)
-        deviation = tl.rsqrt(squares / C + EPS)[:, None]
-        y0 = ((wide0 - mean) * deviation).to(x0.dtype)
-        acc0 = wide0 + tl.load(bias2 + c)[None, :]
-        if REST:
-            y1 = ((wide1 - mean) * deviation).to(x0.dtype)
-            acc1 = wide1 + tl.load(bias2 + r)[None, :]
+            acc1 = x1.to(tl.float32) + tl.load(bias2 + r)[None, :]
         for number in tl.static_range(HIDDEN // BH):
             hidden = tl.dot(y0, into[number])
             if REST:
@@ -144,7 +128,7 @@ def held_feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, su
         tile: of it, `rows`, `columns` (hidden channels at a time, which divide theirs) and `warps` are used.
     """
     channels, hidden = first.weight.shape
-    part = 1 << (channels.bit_length() - 1)
+    part, rest = parts_of(channels)
     blocks = triton.cdiv(rows.total, tile.rows)
     _held_feed_forward[(min(blocks, multiprocessors(x.device)),)](
         x,
@@ -161,7 +145,7 @@ def held_feed_forward(x: Tensor, first: Weights, second: Weights, rows: Rows, su
         C=channels,
         HIDDEN=hidden,
         PART=part,
-        REST=channels - part,
+        REST=rest,
         EPS=first.eps,
         TANH=has_tanh(x),
         BM=tile.rows,

@@ -18,7 +18,7 @@ from sparsevit.engine.kernels.folded import Weights, normed_product
 from sparsevit.engine.kernels.gelu import has_tanh
 from sparsevit.engine.kernels.maps import blocks, has_maps, out_blocks, parameters, prefetch_map, weight_blocks
 from sparsevit.engine.kernels.rows import Rows
-from sparsevit.engine.kernels.sums import SLOT, load_slots, slots, sums_of
+from sparsevit.engine.kernels.sums import SLOT, add_up, load_each, sums_of
 from sparsevit.engine.tuning import Tile
 
 
@@ -57,7 +57,6 @@ def _linear(
     BN: tl.constexpr,
     REST: tl.constexpr,
     BK: tl.constexpr,
-    SLOTS: tl.constexpr,
     EARLY: tl.constexpr,
     MAPS: tl.constexpr,
     X_MAP: tl.constexpr,
@@ -108,7 +107,7 @@ def _linear(
     source = row if GATHERED else m
     valid = real if GATHERED else inside
     if NORM:  # asked for before the products, needed after
-        of_slots, squares_of_slots = load_slots(sums, source, valid, K, SLOTS)
+        of_slots = load_each(sums, source, valid, K)
 
     k = tl.arange(0, BK)
     read_x = x + source.to(tl.int64)[:, None] * K + k[None, :]
@@ -136,8 +135,7 @@ def _linear(
     total = 0.0
     squares = 0.0
     if NORM:
-        total = tl.sum(of_slots, 1)
-        squares = tl.sum(squares_of_slots, 1)
+        total, squares = add_up(of_slots)
     to = row if SCATTERED else m
     kept = real if SCATTERED else inside
     STORES: tl.constexpr = MAPS and not SCATTERED
@@ -233,7 +231,6 @@ def linear(
         BN=tile.power,
         REST=tile.columns - tile.power,
         BK=tile.depth,
-        SLOTS=triton.next_power_of_2(slots(k)),
         EARLY=adds and tile.early,
         MAPS=maps,
         X_MAP=x_map,

@@ -1,4 +1,4 @@
-"""Rows held on the chip as one or three blocks of channels, as Triton's blocks are powers of 2."""
+"""Rows held on the chip as one or two blocks of channels, as Triton's blocks are powers of 2: 96 are 64 and 32."""
 
 from __future__ import annotations
 
@@ -8,52 +8,46 @@ import triton.language as tl
 MIN_PART = 16
 
 
-def parts_of(channels: int) -> int:
-    """Channels of a block: all, or a third of them.
+def parts_of(channels: int) -> tuple[int, int]:
+    """Channels of the greater block and of the smaller one, which may be none.
 
     Raises:
-        ValueError: if neither is a power of 2 of at least 16; `splits` tells.
+        ValueError: if the smaller is neither none nor a power of 2 of at least 16; `splits` tells.
     """
-    for part in (channels, channels // 3):
-        if channels % part == 0 and part >= MIN_PART and part & (part - 1) == 0:
-            return part
-    raise ValueError(f"{channels} channels are neither a power of 2 nor three times one")
+    part = 1 << (channels.bit_length() - 1)
+    rest = channels - part
+    if part >= MIN_PART and (rest == 0 or (rest >= MIN_PART and rest & (rest - 1) == 0)):
+        return part, rest
+    raise ValueError(f"{channels} channels are no power of 2 of at least {MIN_PART}, nor the sum of two")
 
 
 def splits(channels: int) -> bool:
     """Whether `parts_of` has an answer."""
     try:
         parts_of(channels)
-    except (ValueError, ZeroDivisionError):
+    except ValueError:
         return False
     return True
 
 
 @triton.jit
-def normalised(at, real, C: tl.constexpr, PART: tl.constexpr, EPS: tl.constexpr):
-    """Rows at the pointers `at`, normalised over their C channels: three blocks, or one and two that stand for nothing.
+def read_part(x, row, first, C: tl.constexpr, PART: tl.constexpr):
+    """PART channels of rows from channel `first` on; 0 where a row is negative, which is padding."""
+    c = first + tl.arange(0, PART)
+    return tl.load(x + row.to(tl.int64)[:, None] * C + c[None, :], mask=(row >= 0)[:, None], other=0.0)
 
-    What is not `real` counts as 0.
-    """
-    x0 = tl.load(at, mask=real, other=0.0)
+
+@triton.jit
+def normalised(x0, x1, C: tl.constexpr, REST: tl.constexpr, EPS: tl.constexpr):
+    """Rows normalised over their C channels, of which `x1` are REST; if none are, it stands for nothing."""
     wide0 = x0.to(tl.float32)
-    total = tl.sum(wide0, 1)
-    if PART < C:
-        wide1 = tl.load(at + PART, mask=real, other=0.0).to(tl.float32)
-        wide2 = tl.load(at + 2 * PART, mask=real, other=0.0).to(tl.float32)
-        total += tl.sum(wide1, 1) + tl.sum(wide2, 1)
-    else:
-        wide1 = wide0
-        wide2 = wide0
-    mean = (total / C)[:, None]
-    wide0 -= mean
-    squares = tl.sum(wide0 * wide0, 1)
-    if PART < C:
-        wide1 -= mean
-        wide2 -= mean
-        squares += tl.sum(wide1 * wide1, 1) + tl.sum(wide2 * wide2, 1)
+    wide1 = x1.to(tl.float32)
+    mean = tl.sum(wide0, 1)
+    if REST:
+        mean += tl.sum(wide1, 1)
+    mean = (mean / C)[:, None]
+    squares = tl.sum((wide0 - mean) * (wide0 - mean), 1)
+    if REST:
+        squares += tl.sum((wide1 - mean) * (wide1 - mean), 1)
     deviation = tl.rsqrt(squares / C + EPS)[:, None]
-    y0 = (wide0 * deviation).to(x0.dtype)
-    y1 = (wide1 * deviation).to(x0.dtype)
-    y2 = (wide2 * deviation).to(x0.dtype)
-    return y0, y1, y2
+    return ((wide0 - mean) * deviation).to(x0.dtype), ((wide1 - mean) * deviation).to(x0.dtype)

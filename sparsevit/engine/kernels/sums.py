@@ -22,13 +22,29 @@ def slots(channels: int) -> int:
 
 
 @triton.jit
-def load_slots(sums, row, valid, C: tl.constexpr, P: tl.constexpr):
-    """Sums and sums of squares of rows by slot; 0 where not `valid`. P is a power of 2 of at least S."""
+def load_each(sums, row, valid, C: tl.constexpr):
+    """Sums and sums of squares of rows, a vector for each slot, of both as one value of 64 bits: see `add_up`.
+
+    Of a block of all slots the compiler gives parts of a row to several warps, which then exchange them where a product
+    waits for it.
+    """
     S: tl.constexpr = (C + 63) // 64
-    slot = tl.arange(0, P)
-    at = sums + (row[:, None] * S + slot[None, :]) * 2
-    mask = valid[:, None] & (slot < S)[None, :]
-    return tl.load(at, mask=mask, other=0.0), tl.load(at + 1, mask=mask, other=0.0)
+    both = sums.to(tl.pointer_type(tl.int64), bitcast=True) + row * S
+    found = ()
+    for slot in tl.static_range(S):
+        found += (tl.load(both + slot, mask=valid, other=0),)  # type: ignore[assignment]
+    return found
+
+
+@triton.jit
+def add_up(found):
+    """Sums and sums of squares of rows over the slots that `load_each` found."""
+    total = 0.0
+    squares = 0.0
+    for slot in tl.static_range(len(found)):
+        total += found[slot].to(tl.int32).to(tl.float32, bitcast=True)
+        squares += (found[slot] >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    return total, squares
 
 
 @triton.jit

@@ -15,31 +15,38 @@ from torch import Tensor
 from sparsevit.engine.kernels.attention import attended, attention_reference, kind_of, table_of
 from sparsevit.engine.kernels.dependent import begin, launch_options
 from sparsevit.engine.kernels.folded import Weights, normed, normed_product
-from sparsevit.engine.kernels.parts import parts_of
+from sparsevit.engine.kernels.parts import parts_of, read_part
 from sparsevit.engine.kernels.rows import Rows
-from sparsevit.engine.kernels.sums import load_slots, slots
+from sparsevit.engine.kernels.sums import add_up, load_each
 from sparsevit.engine.tuning import WindowChoice
 
 
 @triton.jit
-def _columns(weight, n, C: tl.constexpr, PART: tl.constexpr):
-    """Columns `n` of the weights: three blocks of rows, or one and two that stand for nothing."""
-    at = weight + tl.arange(0, PART)[:, None] * (3 * C) + n[None, :]
-    w0 = tl.load(at)
+def _columns(weight, head, C: tl.constexpr, D: tl.constexpr, PART: tl.constexpr, REST: tl.constexpr):
+    j = tl.arange(0, 4 * D)
+    n = j // D * C + head * D + j % D
+    there = (j < 3 * D)[None, :]
+    w0 = tl.load(weight + tl.arange(0, PART)[:, None] * (3 * C) + n[None, :], mask=there, other=0.0)
     w1 = w0
-    w2 = w0
-    if PART < C:
-        w1 = tl.load(at + PART * 3 * C)
-        w2 = tl.load(at + 2 * PART * 3 * C)
-    return w0, w1, w2
+    if REST:
+        w1 = tl.load(weight + (PART + tl.arange(0, REST))[:, None] * (3 * C) + n[None, :], mask=there, other=0.0)
+    return w0, w1
 
 
 @triton.jit
-def _product(x0, x1, x2, w0, w1, w2, PARTS: tl.constexpr):
+def _apart(y, P: tl.constexpr, D: tl.constexpr):
+    y = tl.permute(tl.reshape(y, (P, 2, 2, D)), (0, 3, 2, 1))
+    low, high = tl.split(y)
+    q, k = tl.split(low)
+    v, nothing = tl.split(high)
+    return q, k, v
+
+
+@triton.jit
+def _product(x0, x1, w0, w1, REST: tl.constexpr):
     y = tl.dot(x0, w0)
-    if PARTS == 3:
+    if REST:
         y = tl.dot(x1, w1, y)
-        y = tl.dot(x2, w2, y)
     return y
 
 
@@ -88,15 +95,14 @@ def _window_attention(
     SHIFTED: tl.constexpr,
     P: tl.constexpr,
     PART: tl.constexpr,
+    REST: tl.constexpr,
     EPS: tl.constexpr,
     PADS_AFTER: tl.constexpr,
-    SLOTS: tl.constexpr,
     STAGES: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     N: tl.constexpr = WINDOW * WINDOW
     C: tl.constexpr = HEADS * D
-    PARTS: tl.constexpr = C // PART
     head = tl.program_id(0) % HEADS
     first = tl.program_id(0) // HEADS * each
     end = tl.minimum(first + each, total)
@@ -104,40 +110,32 @@ def _window_attention(
     queries = head * D + tl.arange(0, D)
     keys = C + queries
     values = 2 * C + queries
-    q0, q1, q2 = _columns(weight, queries, C, PART)
-    k0, k1, k2 = _columns(weight, keys, C, PART)
-    v0, v1, v2 = _columns(weight, values, C, PART)
+    w0, w1 = _columns(weight, head, C, D, PART, REST)
     if not SHIFTED:
         added = table_of(logits, head, 0, HEADS, P)
     begin(DEPENDENT)
     # Sums are asked for a window ahead: only what products take does the compiler bring early by itself.
     following = _rows(table, first, kept, stride, n, N)
-    of_slots, squares_of_slots = load_slots(sums, following, following >= 0, C, SLOTS)
+    of_slots = load_each(sums, following, following >= 0, C)
     dtype: tl.constexpr = x.dtype.element_ty
     for number in tl.range(first, end, num_stages=STAGES):
         row = _rows(table, number, kept, stride, n, N)
         real = row >= 0
-        read = x + row.to(tl.int64)[:, None] * C + tl.arange(0, PART)[None, :]
-        x0 = tl.load(read, mask=real[:, None], other=0.0)
+        x0 = read_part(x, row, 0, C, PART)
         x1 = x0
-        x2 = x0
-        if PARTS == 3:
-            x1 = tl.load(read + PART, mask=real[:, None], other=0.0)
-            x2 = tl.load(read + 2 * PART, mask=real[:, None], other=0.0)
+        if REST:
+            x1 = read_part(x, row, PART, C, REST)
         if SHIFTED:
             image = number // kept
             window = tl.load(windows + image * stride + number - image * kept)
             added = table_of(logits, head, kind_of(window, window_rows, window_columns), HEADS, P)
-        row_sums = tl.sum(of_slots, 1)
-        squares = tl.sum(squares_of_slots, 1)
+        row_sums, squares = add_up(of_slots)
         following = _rows(table, tl.minimum(number + 1, end - 1), kept, stride, n, N)
-        of_slots, squares_of_slots = load_slots(sums, following, following >= 0, C, SLOTS)
+        of_slots = load_each(sums, following, following >= 0, C)
 
-        q = _product(x0, x1, x2, q0, q1, q2, PARTS)
+        q, k, v = _apart(_product(x0, x1, w0, w1, REST), P, D)
         q = _projected(q, row_sums, squares, real, bias, padding, column_sums, queries, C, EPS, PADS_AFTER).to(dtype)
-        k = _product(x0, x1, x2, k0, k1, k2, PARTS)
         k = _projected(k, row_sums, squares, real, bias, padding, column_sums, keys, C, EPS, PADS_AFTER).to(dtype)
-        v = _product(x0, x1, x2, v0, v1, v2, PARTS)
         v = _projected(v, row_sums, squares, real, bias, padding, column_sums, values, C, EPS, PADS_AFTER).to(dtype)
         y = attended(q, k, v, added)
         write = out + (number * N + n).to(tl.int64)[:, None] * C + queries[None, :]
@@ -169,6 +167,7 @@ def window_attention(
     """
     kinds, heads, padded, _ = logits.shape
     channels, total = x.shape[1], rows.total_windows
+    part, rest = parts_of(channels)
     _window_attention[(triton.cdiv(total, choice.each) * heads,)](
         x,
         weights.weight,
@@ -190,10 +189,10 @@ def window_attention(
         WINDOW=window,
         SHIFTED=kinds > 1,
         P=padded,
-        PART=parts_of(channels),
+        PART=part,
+        REST=rest,
         EPS=weights.eps,
         PADS_AFTER=weights.pads_after_norm,
-        SLOTS=triton.next_power_of_2(slots(channels)),
         STAGES=choice.stages,
         **launch_options(x),
         num_warps=choice.warps,

@@ -23,9 +23,13 @@ from sparsevit.engine.tuning import WindowChoice
 
 @triton.jit
 def _columns(weight, head, C: tl.constexpr, D: tl.constexpr, PART: tl.constexpr, REST: tl.constexpr):
-    j = tl.arange(0, 4 * D)
-    n = j // D * C + head * D + j % D
-    there = (j < 3 * D)[None, :]
+    """Columns of a head's queries, keys and values, and D of zeros: of both parts of the rows, or the first twice.
+
+    Four times D, as Triton's blocks are powers of 2. Three products would each be waited for, twice.
+    """
+    column = tl.arange(0, 4 * D)
+    n = column // D * C + head * D + column % D
+    there = (column < 3 * D)[None, :]
     w0 = tl.load(weight + tl.arange(0, PART)[:, None] * (3 * C) + n[None, :], mask=there, other=0.0)
     w1 = w0
     if REST:
@@ -35,10 +39,11 @@ def _columns(weight, head, C: tl.constexpr, D: tl.constexpr, PART: tl.constexpr,
 
 @triton.jit
 def _apart(y, P: tl.constexpr, D: tl.constexpr):
+    """Queries, keys and values of a product with `_columns`; each thread holds its part of all, so nothing moves."""
     y = tl.permute(tl.reshape(y, (P, 2, 2, D)), (0, 3, 2, 1))
     low, high = tl.split(y)
     q, k = tl.split(low)
-    v, nothing = tl.split(high)
+    v, _ = tl.split(high)
     return q, k, v
 
 

@@ -197,8 +197,8 @@ def merge(
     Args:
         x: tokens of maps of `size` (height, width), shape `(B * H * W, K / 4)`.
         sums, out_sums: of the rows of `x`, which are read, and of `out`, which are written; see `sums.py`.
-        out_magnitudes: of the rows of `out`, which are written, shape `(S, M)`, a slot for each block of the tile's
-            columns; wanted where windows are ranked next.
+        out_magnitudes: of the rows of `out` before they are rounded, which are written, shape `(S, M)`, a slot for each
+            block of the tile's columns; wanted where windows are ranked next.
         weights: in the order (row, column, channel) of the 2 x 2 patch.
         out: shape `(M, N)`, M being `B * ceil(H / 2) * ceil(W / 2)`.
         tile: `depth` divides `joined_channels`.

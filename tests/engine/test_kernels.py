@@ -60,7 +60,7 @@ def poison(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 @pytest.fixture(params=[False, True], ids=["", "maps"])
 def maps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether blocks are loaded by tensor maps, which the interpreter has too."""
+    """Whether blocks are loaded and stored by tensor maps, which the interpreter has too."""
     for module in (linear, merge):
         monkeypatch.setattr(module, "has_maps", lambda x: True)
     if request.param and torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
@@ -305,7 +305,8 @@ def test_attention_with_its_queries_keys_and_values(
 
 @pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
 @pytest.mark.parametrize(
-    ("channels", "held"), [(16, False), (32, False), (96, False), (192, False), (16, True), (32, True), (96, True)]
+    ("channels", "held"),
+    [(16, False), (32, False), (80, False), (96, False), (192, False), (16, True), (32, True), (96, True)],
 )
 def test_feed_forward(
     check: Check,

@@ -1,4 +1,4 @@
-"""Tensor maps, by which one instruction has a whole block of a matrix brought into shared memory (Hopper's TMA)."""
+"""Tensor maps: one instruction brings a whole block of a matrix into shared memory or writes it (Hopper's TMA)."""
 
 from __future__ import annotations
 

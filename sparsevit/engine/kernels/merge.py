@@ -64,7 +64,7 @@ def _finish(
         mask = inside[:, None] & (n[None, :] < N)
         tl.store(out + m.to(tl.int64)[:, None] * N + n[None, :], tokens, mask=mask)
     store_block_sums(out_sums, m, inside, acc, first, N, BM, BN)
-    return tl.sum(tl.abs(acc), 1)  # of what is not rounded: adding up values of 16 bits takes twice the instructions
+    return tl.sum(tl.abs(acc), 1)  # not yet rounded: adding up values of 16 bits takes three times the instructions
 
 
 @triton.jit(do_not_specialize=["rows", "height", "width"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparsevit.engine.kernels.folded import Weights
 from sparsevit.model.backbone import PatchEmbed, PatchMerging, SparseSwin, Stage
-from sparsevit.model.block import SwinBlock
+from sparsevit.model.block import SwinBlock, WindowAttention
 from sparsevit.model.windows import shift_masks
 
 LOG2_E = math.log2(math.e)
@@ -43,7 +43,7 @@ class EmbedWeights:
 
 @dataclass(frozen=True, eq=False)
 class BlockWeights:
-    """A block. Queries are scaled by 1 / sqrt(D) and log2 e.
+    """A block. Queries are scaled by 1 / sqrt(D) and log2 e; those of a head are followed by its keys and values.
 
     logits: what is added to those of attention, relative position bias in base 2, shape `(1, h, P, P)`, or
         `(4, h, P, P)` where windows are shifted: inside a map, at its right, at its bottom and in the corner, each with
@@ -108,16 +108,20 @@ def fold(
     dtype: torch.dtype,
     *,
     scale: Tensor | None = None,
+    order: Tensor | None = None,
     after: bool = False,
 ) -> Weights:
     """A linear layer and the norm before it as one.
 
     Args:
         scale: factor of each output channel.
+        order: of the output channels, if not as they are: which one comes first, and so on.
         after: whether padding comes after the norm, as zeros.
     """
     weight = linear.weight.detach().float().T
     bias = weight.new_zeros(weight.shape[1]) if linear.bias is None else linear.bias.detach().float()
+    if order is not None:
+        weight, bias = weight[:, order], bias[order]
     padding = bias
     if norm is not None:
         bias = bias + norm.bias.detach().float() @ weight
@@ -153,17 +157,24 @@ def padded_logits(bias: Tensor, masks: Tensor | None = None) -> Tensor:
 
 def _block(block: SwinBlock, window: int, dtype: torch.dtype) -> BlockWeights:
     attention = block.attn.w_msa
-    channels = attention.proj.in_features
-    scale = torch.ones(3 * channels, device=attention.proj.weight.device)
-    scale[:channels] = attention.scale * LOG2_E
     first, second = block.ffn.layers[0], block.ffn.layers[1]
     return BlockWeights(
-        qkv=fold(attention.qkv, block.norm1, dtype, scale=scale, after=not block.pad_before_norm),
+        qkv=_qkv(attention, block.norm1, dtype, after=not block.pad_before_norm),
         logits=padded_logits(attention.bias(), shift_masks(window, block.shift) if block.shift else None),
         projection=fold(attention.proj, None, dtype),
         first=fold(cast(nn.Linear, cast(nn.Sequential, first)[0]), block.norm2, dtype),
         second=fold(cast(nn.Linear, second), None, dtype),
     )
+
+
+def _qkv(attention: WindowAttention, norm: nn.LayerNorm, dtype: torch.dtype, *, after: bool) -> Weights:
+    """Of each head its queries, keys and values, in place of the queries of all heads, their keys and their values."""
+    columns, heads = 3 * attention.qkv.in_features, attention.heads
+    order = torch.arange(columns).view(3, heads, -1).transpose(0, 1).reshape(-1)
+    scale = torch.ones(columns)
+    scale[: columns // 3] = attention.scale * LOG2_E
+    device = attention.qkv.weight.device
+    return fold(attention.qkv, norm, dtype, scale=scale[order].to(device), order=order.to(device), after=after)
 
 
 def _norm(norm: nn.LayerNorm | None) -> Norm | None:

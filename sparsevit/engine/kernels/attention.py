@@ -74,7 +74,7 @@ def _attention(
         kind = kind_of(window, window_rows, window_columns)
     added = table_of(logits, head, kind, HEADS, P)
     begin(DEPENDENT)
-    read = qkv + first.to(tl.int64) * (N * 3 * C) + head * D + n[:, None] * (3 * C) + d[None, :]
+    read = qkv + first.to(tl.int64) * (N * 3 * C) + head * (3 * D) + n[:, None] * (3 * C) + d[None, :]
     write = out + first.to(tl.int64) * (N * C) + head * D + n[:, None] * C + d[None, :]
     for number in range(first, end):
         if SHIFTED:
@@ -83,8 +83,8 @@ def _attention(
             window = tl.load(windows + image * stride + (following - image * kept))
         at = read + (number - first) * (N * 3 * C)
         q = tl.load(at, mask=inside, other=0.0)
-        k = tl.load(at + C, mask=inside, other=0.0)
-        v = tl.load(at + 2 * C, mask=inside, other=0.0)
+        k = tl.load(at + D, mask=inside, other=0.0)
+        v = tl.load(at + 2 * D, mask=inside, other=0.0)
         y = attended(q, k, v, added)
         tl.store(write + (number - first) * (N * C), y.to(out.dtype.element_ty), mask=inside)
         if SHIFTED:
@@ -109,7 +109,8 @@ def attention(
     """Attend inside each window.
 
     Args:
-        qkv: compact rows, shape `(windows * N, 3 * C)`; queries are scaled, in base 2 (times log2 e).
+        qkv: compact rows, shape `(windows * N, 3 * C)`, queries, keys and values of a head side by side; queries are
+            scaled, in base 2 (times log2 e).
         logits: what is added, in base 2, shape `(1, h, P, P)`, or by `kind_of` a window `(4, h, P, P)` where the map is
             shifted; -inf in the columns of no token.
         source: which windows they are; their numbers are older than the kernel launched before.
@@ -157,7 +158,7 @@ def attention_reference(
 ) -> None:
     """What `attention` computes, in plain PyTorch and the precision of `qkv`."""
     tokens, heads = window * window, logits.shape[1]
-    q, k, v = qkv.view(-1, tokens, 3, heads, qkv.shape[1] // 3 // heads).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.view(-1, tokens, heads, 3, qkv.shape[1] // 3 // heads).permute(3, 0, 2, 1, 4)
     number = source.windows[:, : source.kept].reshape(-1)
     kind = (number // grid[1] == grid[0] - 1).long() * 2 + (number % grid[1] == grid[1] - 1)
     scores = q @ k.transpose(-1, -2)

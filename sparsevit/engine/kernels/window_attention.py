@@ -28,7 +28,7 @@ def _columns(weight, head, C: tl.constexpr, D: tl.constexpr, PART: tl.constexpr,
     Four times D, as Triton's blocks are powers of 2. Three products would each be waited for, twice.
     """
     column = tl.arange(0, 4 * D)
-    n = column // D * C + head * D + column % D
+    n = head * (3 * D) + column
     there = (column < 3 * D)[None, :]
     w0 = tl.load(weight + tl.arange(0, PART)[:, None] * (3 * C) + n[None, :], mask=there, other=0.0)
     w1 = w0
@@ -112,9 +112,10 @@ def _window_attention(
     first = tl.program_id(0) // HEADS * each
     end = tl.minimum(first + each, total)
     n = tl.arange(0, P)
-    queries = head * D + tl.arange(0, D)
-    keys = C + queries
-    values = 2 * C + queries
+    d = tl.arange(0, D)
+    queries = head * (3 * D) + d
+    keys = queries + D
+    values = keys + D
     w0, w1 = _columns(weight, head, C, D, PART, REST)
     if not SHIFTED:
         added = table_of(logits, head, 0, HEADS, P)
@@ -143,7 +144,7 @@ def _window_attention(
         k = _projected(k, row_sums, squares, real, bias, padding, column_sums, keys, C, EPS, PADS_AFTER).to(dtype)
         v = _projected(v, row_sums, squares, real, bias, padding, column_sums, values, C, EPS, PADS_AFTER).to(dtype)
         y = attended(q, k, v, added)
-        write = out + (number * N + n).to(tl.int64)[:, None] * C + queries[None, :]
+        write = out + (number * N + n).to(tl.int64)[:, None] * C + (head * D + d)[None, :]
         tl.store(write, y.to(dtype), mask=(n < N)[:, None])
 
 
@@ -163,7 +164,8 @@ def window_attention(
 
     Args:
         x: token buffer, shape `(R, C)`.
-        weights: norm and layer of queries, keys and values, shape `(C, 3 * C)`; queries are scaled, in base 2.
+        weights: norm and layer of queries, keys and values, shape `(C, 3 * C)`, those of a head side by side; queries
+            are scaled, in base 2.
         logits: what is added, see `attention`.
         rows: which windows.
         sums: of the rows of `x`, shape `(R, S, 2)`, float32; see `sums.py`.

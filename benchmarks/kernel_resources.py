@@ -39,6 +39,7 @@ from sparsevit.engine.kernels import (
     linear,
     merge,
     norm,
+    pair_attention,
     rank,
     rank_few,
     window_attention,
@@ -49,7 +50,19 @@ from sparsevit.engine.weights import prepare
 from sparsevit.errors import UserError
 from sparsevit.sparsity import Sparsity, windows_per_stage
 
-MODULES = (attention, embed, feed_forward, held_feed_forward, linear, merge, norm, rank, rank_few, window_attention)
+MODULES = (
+    attention,
+    embed,
+    feed_forward,
+    held_feed_forward,
+    linear,
+    merge,
+    norm,
+    pair_attention,
+    rank,
+    rank_few,
+    window_attention,
+)
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
 REGISTERS = 65536
 """Of a multiprocessor."""

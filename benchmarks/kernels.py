@@ -35,6 +35,7 @@ NAMES = (
     "merge",
     "attention",
     "window_attention",
+    "pair_attention",
     "feed_forward",
     "held_feed_forward",
     "norm",
@@ -111,10 +112,10 @@ def cost(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tup
         tokens = keywords["window"] ** 2
         shifted = " shifted" if len(arguments[1]) > 1 else ""
         return f"attention {rows}x{channels} h{heads}{shifted}", 4 * rows * tokens * channels, 8 * rows * channels
-    if name == "window_attention":
+    if name in ("window_attention", "pair_attention"):
         rows, channels, (kinds, heads, _, _) = arguments[3].total, arguments[5].shape[1], arguments[2].shape
         operations = rows * channels * (6 * channels + 4 * keywords["window"] ** 2)
-        title = f"window_attention {rows}x{channels} h{heads}{' shifted' if kinds > 1 else ''}"
+        title = f"{name} {rows}x{channels} h{heads}{' shifted' if kinds > 1 else ''}"
         return title, operations, 4 * rows * channels + 6 * channels**2
     if name in ("feed_forward", "held_feed_forward"):
         rows, (channels, hidden) = arguments[3].total, arguments[1].weight.shape
@@ -259,6 +260,13 @@ def candidates(launch: Launch) -> list[Choice]:
             )
             for stages in (2, 3)
             for registers in (None, 128, 168)
+        ]
+    if name == "pair_attention":
+        tile = launch.arguments[6]
+        return [
+            replace(tile, depth=depth, stages=stages, registers=registers)
+            for depth, stages in ((32, 3), (32, 4), (64, 2), (64, 3))
+            for registers in (128, 168)
         ]
     if name == "attention":
         return [

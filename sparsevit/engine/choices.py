@@ -19,7 +19,8 @@ from sparsevit.engine.weights import BackboneWeights, BlockWeights
 class Choices:
     """Of a block; what is None is not run.
 
-    windows: attention in one kernel with its queries, keys and values, in place of these two:
+    windows: attention in one kernel with its queries, keys and values, a head's weights held.
+    pairs: the same by pairs of heads; these or `windows` in place of these two:
     qkv: their product.
     attention: about how many programs it starts, and how deep its pipeline is.
     projection: the product after attention.
@@ -28,6 +29,7 @@ class Choices:
     """
 
     windows: WindowChoice | None
+    pairs: Tile | None
     qkv: Tile | None
     attention: tuple[int, int] | None
     projection: Tile
@@ -49,12 +51,15 @@ def choose(x: Tensor, block: BlockWeights, rows: int, windows: int) -> Choices:
     channels, hidden = block.first.weight.shape
     heads = block.logits.shape[1]
     fused, together = fuses_attention(block), fuses_feed_forward(block, rows)
+    pairs = tuning.pair_tile(windows, heads, channels) if not fused and has_pairs(block) else None
+    apart = not fused and pairs is None
     held = together and tuning.holds_feed_forward(rows) and holds(x, block.first, tuning.HELD_FEED_FORWARD)
     alone = tuning.HELD_FEED_FORWARD if held else tuning.feed_forward_tile(rows, channels)
     return Choices(
         windows=tuning.window_choice(windows, heads) if fused else None,
-        qkv=None if fused else tuning.linear_tile(rows, 3 * channels, channels, adds=False),
-        attention=None if fused else tuning.attention_choice(windows, heads),
+        pairs=pairs,
+        qkv=tuning.linear_tile(rows, 3 * channels, channels, adds=False) if apart else None,
+        attention=tuning.attention_choice(windows, heads) if apart else None,
         projection=tuning.linear_tile(rows, channels, channels, adds=True),
         feed_forward=alone if together else None,
         held=held,
@@ -73,6 +78,13 @@ def fuses_attention(block: BlockWeights) -> bool:
     """Whether queries, keys and values never leave the chip, which wants few channels, as `fuses_feed_forward`."""
     channels = block.qkv.weight.shape[0]
     return channels <= tuning.FUSED_ATTENTION and splits(channels)
+
+
+def has_pairs(block: BlockWeights) -> bool:
+    """Whether heads come in pairs, and what a pair attends to finds room in registers: up to 64 tokens, 32 channels."""
+    heads, padded = block.logits.shape[1:3]
+    channels = block.qkv.weight.shape[0]
+    return heads % 2 == 0 and channels // heads in (16, 32) and padded <= 64
 
 
 def to_compile(plan: Plan, weights: BackboneWeights) -> list[list[tuple[int, ...]]]:

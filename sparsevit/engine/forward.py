@@ -17,6 +17,7 @@ from sparsevit.engine.kernels.held_feed_forward import held_feed_forward
 from sparsevit.engine.kernels.linear import linear
 from sparsevit.engine.kernels.merge import merge
 from sparsevit.engine.kernels.norm import norm
+from sparsevit.engine.kernels.pair_attention import pair_attention
 from sparsevit.engine.kernels.rank import magnitude, rank, score
 from sparsevit.engine.kernels.rank_few import FEW, score_and_rank
 from sparsevit.engine.kernels.rows import Rows
@@ -114,6 +115,11 @@ def _attend(
     shape: dict[str, Any] = {"window": plan.shape.window, "grid": stage.grid}
     if choices.windows is not None:
         window_attention(stage.x, block.qkv, block.logits, rows, stage.sums, attended, choices.windows, **shape)
+        return attended
+    if choices.pairs is not None:
+        pair_attention(
+            stage.x, block.qkv, block.logits, rows, stage.sums, attended, choices.pairs, settled=settled, **shape
+        )
         return attended
     assert choices.qkv is not None
     assert choices.attention is not None

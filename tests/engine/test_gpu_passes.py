@@ -89,6 +89,7 @@ OUTPUTS = {  # where launchers take what they write
     "score": (2,),
     "score_and_rank": (3,),
     "window_attention": (5,),
+    "pair_attention": (5,),
 }
 
 
@@ -198,6 +199,7 @@ def test_kernels_that_start_early_compute_what_others_do(make: Make, monkeypatch
         linear,
         merge,
         norm,
+        pair_attention,
         rank,
         rank_few,
         window_attention,
@@ -206,7 +208,10 @@ def test_kernels_that_start_early_compute_what_others_do(make: Make, monkeypatch
     early = accelerate(make(**SWIN_T).cuda(), dtype=torch.bfloat16)
     late = accelerate(make(**SWIN_T).cuda(), dtype=torch.bfloat16, graphs=False)
     waits = {"DEPENDENT": False}
-    modules = (attention, embed, feed_forward, held_feed_forward, linear, merge, norm, rank, rank_few, window_attention)
+    modules = (
+        attention, embed, feed_forward, held_feed_forward, linear, merge, norm, pair_attention, rank, rank_few,
+        window_attention,
+    )  # fmt: skip
     assert all(module.launch_options(torch.empty(1, device="cuda")) != waits for module in modules)
     for batch, side in ((1, 224), (4, 448), (2, 672)):
         for text in ("0.6", "0/0.5/0,0.3,0.9/0.9", "0.2", "dense"):

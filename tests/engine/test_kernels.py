@@ -20,6 +20,7 @@ from sparsevit.engine.kernels import (
     linear,
     merge,
     norm,
+    pair_attention,
     window_attention,
 )
 from sparsevit.engine.kernels.folded import Weights
@@ -61,7 +62,7 @@ def poison(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
 @pytest.fixture(params=[False, True], ids=["", "maps"])
 def maps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether blocks are loaded and stored by tensor maps, which the interpreter has too."""
-    for module in (linear, merge):
+    for module in (linear, merge, pair_attention):
         monkeypatch.setattr(module, "has_maps", lambda x: True)
     if request.param and torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("no tensor maps before compute capability 9.0")
@@ -300,6 +301,43 @@ def test_attention_with_its_queries_keys_and_values(
         5,
         window=window,
         grid=(math.ceil(size[0] / window), math.ceil(size[1] / window)),
+    )
+
+
+@pytest.mark.parametrize(("size", "window", "shift", "kept"), MAPS)
+@pytest.mark.parametrize(
+    ("heads", "channels", "depth", "after", "settled"),
+    [(2, 32, 16, False, True), (4, 128, 32, True, True), (4, 128, 32, False, False)],
+)
+def test_attention_of_pairs_of_heads(
+    check: Check,
+    make_rows: MakeRows,
+    device: torch.device,
+    dtype: torch.dtype,
+    maps: bool,
+    size: tuple[int, int],
+    window: int,
+    shift: int,
+    kept: int,
+    heads: int,
+    channels: int,
+    depth: int,
+    after: bool,
+    settled: bool,
+) -> None:
+    rows = make_rows(2, size, window, shift, kept)
+    x = tokens(2, size, channels, device, dtype)
+    weights = layer(channels, 3 * channels, device, dtype, normed=True, after=after)
+    out = poison(rows.total, channels, device=device, dtype=dtype)
+    arguments = (x, weights, logits(heads, window, shift, device), rows, sums_of(x.float()), out)
+    check(
+        pair_attention.pair_attention,
+        pair_attention.pair_attention_reference,
+        (*arguments, Tile(64, 6 * channels // heads, depth, 4, 3, maps=maps)),
+        5,
+        window=window,
+        grid=(math.ceil(size[0] / window), math.ceil(size[1] / window)),
+        settled=settled or shift > 0,
     )
 
 

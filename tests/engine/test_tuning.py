@@ -15,6 +15,7 @@ from sparsevit.engine.tuning import (
     holds_feed_forward,
     linear_tile,
     merge_tile,
+    pair_tile,
 )
 
 SHARED_MEMORY = 227 * 1024  # bytes that a program may have on an H100 or H200
@@ -83,3 +84,19 @@ def test_feed_forward_of_the_second_stage_is_one_kernel_where_rows_fill_its_wave
 def test_feed_forward_of_few_channels_is_one_kernel_and_of_many_two(rows: int) -> None:
     assert fuses_feed_forward(rows, 96)
     assert not fuses_feed_forward(rows, 256)
+
+
+@given(windows=st.integers(1, 100_000), heads=st.integers(1, 32).map(lambda number: 2 * number))
+def test_pairs_of_heads(windows: int, heads: int) -> None:
+    tile = pair_tile(windows, heads, 32 * heads)
+    assert tile is None or fits(tile, tile.columns, 32 * heads)
+
+
+def test_pairs_of_heads_attend_in_one_kernel_where_that_is_faster() -> None:
+    assert all(pair_tile(windows, 6, 192) for windows in (1, 100, 10_000))
+    assert [pair_tile(4 * windows, 12, 384) is not None for windows in (8, 11, 14, 18, 26, 30, 36)] == [
+        False, True, True, True, True, True, False
+    ]  # fmt: skip
+    assert pair_tile(72, 12, 384) != pair_tile(56, 12, 384)
+    assert pair_tile(12, 24, 768)
+    assert not pair_tile(36, 24, 768)

@@ -267,7 +267,7 @@ def pair_tile(windows: int, heads: int, channels: int) -> Tile | None:
     tile = Tile(64, 6 * channels // heads, 32, 4, 3, registers=168, maps=True)
     programs = windows * heads // 2
     if channels <= LARGEST_PAIRS // 2:
-        return tile
+        return replace(tile, stages=4)
     if channels > LARGEST_PAIRS:
         return replace(tile, depth=64) if programs <= 2 * MULTIPROCESSORS else None
     waves = programs / (3 * MULTIPROCESSORS)

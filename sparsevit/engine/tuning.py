@@ -273,7 +273,7 @@ def pair_tile(windows: int, heads: int, channels: int) -> Tile | None:
     waves = programs / (3 * MULTIPROCESSORS)
     if 0.5 <= waves <= 1 or (waves > 4 / 3 and waves >= 0.78 * math.ceil(waves)):
         return tile
-    return replace(tile, registers=128) if 1 < waves <= 4 / 3 else None
+    return replace(tile, registers=128) if 1.2 <= waves <= 4 / 3 else None  # filling four to a multiprocessor
 
 
 def _power(value: int) -> int:

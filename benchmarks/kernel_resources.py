@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import pkgutil
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,39 +32,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from sparsevit.engine import kernels as package
 from sparsevit.engine.forward import forward
-from sparsevit.engine.kernels import (
-    attention,
-    embed,
-    feed_forward,
-    held_feed_forward,
-    linear,
-    merge,
-    norm,
-    pair_attention,
-    rank,
-    rank_few,
-    window_attention,
-)
 from sparsevit.engine.plan import Shape, make_plan
 from sparsevit.engine.tuning import MULTIPROCESSORS
 from sparsevit.engine.weights import prepare
 from sparsevit.errors import UserError
 from sparsevit.sparsity import Sparsity, windows_per_stage
 
-MODULES = (
-    attention,
-    embed,
-    feed_forward,
-    held_feed_forward,
-    linear,
-    merge,
-    norm,
-    pair_attention,
-    rank,
-    rank_few,
-    window_attention,
-)
+MODULES = [import_module(f"{package.__name__}.{module.name}") for module in pkgutil.iter_modules(package.__path__)]
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
 REGISTERS = 65536
 """Of a multiprocessor."""

@@ -61,11 +61,14 @@ MULTIPROCESSORS = 132
 """Of an H100 or H200, which programs are shared out among."""
 
 FUSED_ATTENTION = 96
-"""Up to this many channels queries, keys and values are found and attended to in one kernel."""
+"""Up to this many channels queries, keys and values are found and attended to in one kernel, which holds a head's
+weights."""
+
+ALWAYS_PAIRS = 256
+"""Up to this many channels they are by pairs of heads, whatever the number of windows."""
 
 LARGEST_PAIRS = 512
-"""Up to this many channels two heads of many windows find their queries, keys and values and attend to them in one
-kernel, and of more those of few."""
+"""Up to this many channels they are where programs fill their waves, and of more where windows are few."""
 
 FUSED_FEED_FORWARD = 128
 """Up to this many channels the feed-forward network is one kernel, whatever the number of rows."""
@@ -127,8 +130,6 @@ def linear_tile(rows: int, columns: int, depth: int, *, adds: bool) -> Tile:
             return Tile(64, 96, step, 4, 3, early=True) if rows > 65536 else Tile(128, 96, step, 4, 2, early=True)
         return Tile(128, narrow, step, 4, 3, early=True)
     if depth <= 256:
-        if columns == 3 * depth and depth <= 192 and columns % 96 == 0 and rows <= 16384:
-            return Tile(128, 96, 32, 4, 2, registers=128, maps=True)
         if columns >= 4 * depth and columns % 192 == 0 and rows <= 16384:
             return Tile(64, 192, step, 4, 2, maps=True)
         return Tile(128, narrow, step, 4, 3 if adds else 2, early=True, maps=True)
@@ -230,16 +231,9 @@ def merge_tile(rows: int, columns: int, depth: int) -> Tile:
 
 
 def attention_choice(windows: int, heads: int) -> tuple[int, int]:
-    """How many programs the attention kernel starts, and how deep its pipeline is.
-
-    A multiprocessor has room for six. Of few heads two windows to a program are faster than two waves, as measured on
-    an H200 for 6 heads, and slower of 12 and 24.
-    """
-    total = windows * heads
-    if heads <= 6 and 6 * MULTIPROCESSORS < total <= 12 * MULTIPROCESSORS:
-        return -(-total // 2), 2
-    if total <= 12 * MULTIPROCESSORS:  # a window to a program
-        return total, 2
+    """How many programs the attention kernel starts, and how deep its pipeline is."""
+    if windows * heads <= 12 * MULTIPROCESSORS:  # a window to a program
+        return windows * heads, 2
     if heads <= 6:
         return 8 * MULTIPROCESSORS, 3
     return (4 if heads >= 24 else 8) * MULTIPROCESSORS, 2
@@ -266,14 +260,16 @@ def pair_tile(windows: int, heads: int, channels: int) -> Tile | None:
     """
     tile = Tile(64, 6 * channels // heads, 32, 4, 3, registers=168, maps=True)
     programs = windows * heads // 2
-    if channels <= LARGEST_PAIRS // 2:
+    if channels <= ALWAYS_PAIRS:
         return replace(tile, stages=4)
     if channels > LARGEST_PAIRS:
         return replace(tile, depth=64) if programs <= 2 * MULTIPROCESSORS else None
-    waves = programs / (3 * MULTIPROCESSORS)
-    if 0.5 <= waves <= 1 or (waves > 4 / 3 and waves >= 0.78 * math.ceil(waves)):
+    threes, fours = programs / (3 * MULTIPROCESSORS), programs / (4 * MULTIPROCESSORS)  # waves
+    if 0.9 <= fours <= 1:
+        return replace(tile, registers=128)
+    if 0.5 <= threes <= 1 or (fours > 1 and threes >= 0.78 * math.ceil(threes)):
         return tile
-    return replace(tile, registers=128) if 1.2 <= waves <= 4 / 3 else None  # filling four to a multiprocessor
+    return None
 
 
 def _power(value: int) -> int:

@@ -37,10 +37,16 @@ class Weights:
 
 
 @triton.jit
+def moments(total, squares, K: tl.constexpr, EPS: tl.constexpr):
+    """Mean of rows of K channels, and what a norm multiplies them by, from their sums and sums of squares."""
+    mean = total / K
+    return mean, tl.rsqrt(tl.maximum(squares / K - mean * mean, 0.0) + EPS)
+
+
+@triton.jit
 def normed(acc, total, squares, of_columns, K: tl.constexpr, EPS: tl.constexpr):
     """Columns of a product of normed rows, from `acc`, that of the rows as they are, and the sums of both."""
-    mean = total / K
-    deviation = tl.rsqrt(tl.maximum(squares / K - mean * mean, 0.0) + EPS)
+    mean, deviation = moments(total, squares, K, EPS)
     return deviation[:, None] * (acc - mean[:, None] * of_columns[None, :])
 
 

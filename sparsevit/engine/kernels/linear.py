@@ -241,7 +241,7 @@ def linear(
         **launch_options(x),
         num_warps=tile.warps,
         num_stages=pipeline(tile, x),
-        maxnreg=tile.registers if maps or not tile.maps else None,
+        maxnreg=tile.registers,
     )
 
 

@@ -1,10 +1,9 @@
-"""Norm, queries, keys and values, and attention of two heads of a window in one program: for more channels than
-`window_attention.py` can hold.
+"""Norm, queries, keys and values, and attention of two heads of a window, for more channels than a program can hold.
 
-A program goes through the channels in steps, whose rows and weights are on their way, and then has all that two heads
-attend to. Two, as a window's rows are then read half as often, and one head's sums and exponentials go on while the
-other's products do. N tokens in a window, P tokens padded to a power of 2, h heads, D channels of a head, C channels
-(h * D), R rows of the token buffer.
+Where channels are few, `window_attention.py` does the same of one head. Here a program goes through the channels in
+steps, whose rows and weights are on their way, and then has all that two heads attend to. Two, as a window's rows are
+then read half as often, and one head's sums and exponentials go on while the other's products do. N tokens in a window,
+P tokens padded to a power of 2, h heads, D channels of a head, C channels (h * D), R rows of the token buffer.
 """
 
 from __future__ import annotations
@@ -13,13 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsevit.engine.kernels.attention import attention_reference, kind_of, table_of
+from sparsevit.engine.kernels.attention import kind_of, table_of
 from sparsevit.engine.kernels.dependent import begin, launch_options, prefetch
-from sparsevit.engine.kernels.folded import Weights, normed_product
+from sparsevit.engine.kernels.folded import Weights, moments
 from sparsevit.engine.kernels.linear import pipeline
 from sparsevit.engine.kernels.maps import has_maps, parameters, prefetch_map, weight_blocks
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import add_up, load_each
+from sparsevit.engine.kernels.window_attention import window_attention_reference
 from sparsevit.engine.tuning import Tile
 
 
@@ -38,7 +38,8 @@ def _apart(y, rest, P: tl.constexpr, D: tl.constexpr):
 def _projected(y, mean, deviation, real, bias, padding, column_sums, n, PADS_AFTER: tl.constexpr):
     """From a product to queries, keys or values, of the columns `n`.
 
-    `normed` in two multiply-adds a value: an eighth of the program's instructions are these.
+    What `normed` does, in two multiply-adds a value: an eighth of the program's instructions are these. In others it
+    costs registers and with them room, see step 17 of benchmarks/engine_log.md.
     """
     shift = tl.load(bias + n)[None, :]
     if PADS_AFTER:
@@ -47,8 +48,8 @@ def _projected(y, mean, deviation, real, bias, padding, column_sums, n, PADS_AFT
 
 
 @triton.jit
-def _weights(scores):
-    """Of attention, from logits in base 2, before they are divided by their sums; and these."""
+def _exponentials(scores):
+    """Of logits in base 2, which are weights of attention but for a factor, and their sums."""
     weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
     return weights, tl.sum(weights, 1)
 
@@ -125,8 +126,7 @@ def _pair_attention(
         rest = tl.dot(a, c, rest)
 
     total, squares = add_up(of_slots)
-    mean = total / C
-    deviation = tl.rsqrt(tl.maximum(squares / C - mean * mean, 0.0) + EPS)
+    mean, deviation = moments(total, squares, C, EPS)
     dtype: tl.constexpr = x.dtype.element_ty
     d = tl.arange(0, D)
     at = first + d
@@ -141,8 +141,8 @@ def _pair_attention(
     # As `attended`, of both heads in turn at each step: what one waits for, the other fills.
     scores0 = tl.dot(q0, tl.trans(k0)) + added0.to(tl.float32)
     scores1 = tl.dot(q1, tl.trans(k1)) + added1.to(tl.float32)
-    weights0, under0 = _weights(scores0)
-    weights1, under1 = _weights(scores1)
+    weights0, under0 = _exponentials(scores0)
+    weights1, under1 = _exponentials(scores1)
     y0 = tl.dot(weights0.to(dtype), v0) * (1.0 / under0)[:, None]
     y1 = tl.dot(weights1.to(dtype), v1) * (1.0 / under1)[:, None]
     inside = (n < N)[:, None]
@@ -211,25 +211,8 @@ def pair_attention(
         **launch_options(x),
         num_warps=tile.warps,
         num_stages=pipeline(tile, x),
-        maxnreg=tile.registers if maps else None,
+        maxnreg=tile.registers if maps or not tile.maps else None,
     )
 
 
-def pair_attention_reference(
-    x: Tensor,
-    weights: Weights,
-    logits: Tensor,
-    rows: Rows,
-    sums: Tensor,
-    out: Tensor,
-    tile: Tile,
-    *,
-    window: int,
-    grid: tuple[int, int],
-    settled: bool = True,
-) -> None:
-    """What `pair_attention` computes, in plain PyTorch and the precision of `x`."""
-    qkv = normed_product(rows.gather(x), weights)
-    if weights.pads_after_norm:
-        qkv[rows.flat() < 0] = weights.padding.to(qkv.dtype)
-    attention_reference(qkv, logits, rows, out, window=window, grid=grid, programs=1)
+pair_attention_reference = window_attention_reference

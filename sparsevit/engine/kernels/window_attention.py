@@ -18,7 +18,7 @@ from sparsevit.engine.kernels.folded import Weights, normed, normed_product
 from sparsevit.engine.kernels.parts import parts_of, read_part
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.engine.kernels.sums import add_up, load_each
-from sparsevit.engine.tuning import WindowChoice
+from sparsevit.engine.tuning import Tile, WindowChoice
 
 
 @triton.jit
@@ -214,10 +214,11 @@ def window_attention_reference(
     rows: Rows,
     sums: Tensor,
     out: Tensor,
-    choice: WindowChoice,
+    choice: WindowChoice | Tile,
     *,
     window: int,
     grid: tuple[int, int],
+    settled: bool = True,
 ) -> None:
     """What `window_attention` computes, in plain PyTorch and the precision of `x`."""
     qkv = normed_product(rows.gather(x), weights)

@@ -34,6 +34,7 @@ from triton.runtime.jit import JITFunction
 
 from sparsevit.engine import kernels as package
 from sparsevit.engine.forward import forward
+from sparsevit.engine.kernels.cuda_source import Source, compiled
 from sparsevit.engine.plan import Shape, make_plan
 from sparsevit.engine.tuning import MULTIPROCESSORS
 from sparsevit.engine.weights import prepare
@@ -125,13 +126,13 @@ def main() -> None:
     except UserError as error:
         parser.error(str(error))
     print(
-        f"{'kernel':17s} {'programs':>8s} {'warps':>5s} {'registers':>9s} {'shared KiB':>10s} {'spills':>6s} "
+        f"{'kernel':19s} {'programs':>8s} {'warps':>5s} {'registers':>9s} {'shared KiB':>10s} {'spills':>6s} "
         f"{'instructions':>12s} {'at once':>7s} {'waves':>5s} {'next to the one before':>22s}"
     )
     for kernel in kernels:
         beside = "" if before is None else str(kernel.beside(before))
         print(
-            f"{kernel.name:17s} {kernel.programs:8d} {kernel.warps:5d} {kernel.registers // 32 // kernel.warps:9d} "
+            f"{kernel.name:19s} {kernel.programs:8d} {kernel.warps:5d} {kernel.registers // 32 // kernel.warps:9d} "
             f"{kernel.shared / 1024 - 1:10.0f} {kernel.spills:6d} {kernel.instructions:12d} {kernel.at_once:7d} "
             f"{kernel.programs / MULTIPROCESSORS / max(1, kernel.at_once):5.2f} {beside:>22s}"
         )
@@ -149,9 +150,10 @@ def chain(
     each = iter(found.kept(counts))
     kept = [[next(each) for _ in stage] for stage in found.stages]
     weights = prepare(model, dtype)
-    plan = make_plan(Shape(batch, size, model.patch_size, model.window_size), weights, dtype, torch.device("cpu"))
+    shape = Shape(batch, size, model.patch_size, model.window_size)
     kernels: list[Kernel] = []
     with compiled_only(kernels, capability):
+        plan = make_plan(shape, weights, dtype, torch.device("cpu"))
         forward(torch.empty(batch, 3, *size, dtype=dtype), plan, weights, kept)
     return [kernel for kernel in kernels if kernel.name != "norm"]
 
@@ -162,6 +164,13 @@ def compiled_only(kernels: list[Kernel], capability: int) -> Iterator[None]:
     hopper = capability >= 90
     before = [(module, dict(vars(module))) for module in MODULES]
     known: dict[Any, tuple[int, int, int, int]] = {}
+
+    def launch(source: Source, programs: int, *_: Any, **__: Any) -> None:
+        warps = source.threads // 32
+        if source not in known:
+            known[source] = _taken(compiled(source), warps, source.shared)
+        kernels.append(Kernel(source.name, programs, warps, *known[source], LIMITS[capability]))
+
     try:
         for module in MODULES:
             for name in (f"_{launcher}" for launcher in NAMES):
@@ -171,6 +180,9 @@ def compiled_only(kernels: list[Kernel], capability: int) -> Iterator[None]:
                 ("launch_options", lambda x: {"DEPENDENT": hopper} | ({"launch_pdl": True} if hopper else {})),
                 ("has_maps", lambda x: hopper),
                 ("is_hopper", lambda device: hopper),
+                ("is_sm90", lambda device: capability == 90),
+                ("tensor_map", lambda matrix, rows, panels: None),
+                ("launch", launch),
                 ("shared_memory", lambda device: LIMITS[capability].shared),
                 ("multiprocessors", lambda device: MULTIPROCESSORS),
                 ("has_tanh", lambda x: x.dtype == torch.bfloat16),
@@ -224,23 +236,28 @@ def _type(value: Any) -> str:
 
 
 def _compile(source: ASTSource, options: dict[str, Any], capability: int) -> tuple[int, int, int, int]:
-    """Registers, shared memory, spills and instructions of a program."""
+    """What a program takes, see `_taken`."""
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = kernel.asm["ptx"]
     for name in re.findall(r"prefetch\.param\.tensormap \[(\w+)\]", ptx):  # named by hand, see `maps.py`
         assert re.search(rf"\.param \.align 64 \.b8 {name}\[128\]", ptx), f"{name} is no tensor map"
+    return _taken(kernel.asm["cubin"], options["num_warps"], kernel.metadata.shared)
+
+
+def _taken(code: bytes, warps: int, shared: int) -> tuple[int, int, int, int]:
+    """Registers, shared memory, spills and instructions of a program."""
     tool = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
+        file.write(code)
         file.flush()
-        usage, code = (
+        usage, listing = (
             subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
             for option in ("-res-usage", "-sass")
         )
     registers, spills = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
-    instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\w+)", code)
-    granted = math.ceil(registers / 8) * 8 * 32 * options["num_warps"]
-    return granted, kernel.metadata.shared + 1024, spills, len(instructions) - instructions.count("NOP")
+    instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\w+)", listing)
+    granted = math.ceil(registers / 8) * 8 * 32 * warps
+    return granted, shared + 1024, spills, len(instructions) - instructions.count("NOP")
 
 
 if __name__ == "__main__":

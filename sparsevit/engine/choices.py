@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsevit.engine import tuning
 from sparsevit.engine.kernels.held_feed_forward import holds
 from sparsevit.engine.kernels.parts import splits
+from sparsevit.engine.kernels.shared_feed_forward import shares
 from sparsevit.engine.plan import Plan, StagePlan
 from sparsevit.engine.tuning import Tile, WindowChoice
 from sparsevit.engine.weights import BackboneWeights, BlockWeights
@@ -26,6 +27,7 @@ class Choices:
     projection: the product after attention.
     feed_forward: the whole network in one kernel, in place of `first` and `second`, its products.
     held: whether that kernel holds its weights.
+    shared: whether the network is one kernel whose programs share hidden channels, in place of all these.
     """
 
     windows: WindowChoice | None
@@ -35,6 +37,7 @@ class Choices:
     projection: Tile
     feed_forward: Tile | None
     held: bool
+    shared: bool
     first: Tile | None
     second: Tile | None
 
@@ -54,6 +57,8 @@ def choose(x: Tensor, block: BlockWeights, rows: int, windows: int) -> Choices:
     pairs = tuning.pair_tile(windows, heads, channels) if not fused and has_pairs(block) else None
     apart = not fused and pairs is None
     held = together and tuning.holds_feed_forward(rows) and holds(x, block.first, tuning.HELD_FEED_FORWARD)
+    shared = not together and tuning.shares_feed_forward(rows) and shares(x, block.first)
+    products = not together and not shared
     alone = tuning.HELD_FEED_FORWARD if held else tuning.feed_forward_tile(rows, channels)
     return Choices(
         windows=tuning.window_choice(windows, heads) if fused else None,
@@ -63,8 +68,9 @@ def choose(x: Tensor, block: BlockWeights, rows: int, windows: int) -> Choices:
         projection=tuning.linear_tile(rows, channels, channels, adds=True),
         feed_forward=alone if together else None,
         held=held,
-        first=None if together else tuning.linear_tile(rows, hidden, channels, adds=False),
-        second=None if together else tuning.linear_tile(rows, channels, hidden, adds=True),
+        shared=shared,
+        first=tuning.linear_tile(rows, hidden, channels, adds=False) if products else None,
+        second=tuning.linear_tile(rows, channels, hidden, adds=True) if products else None,
     )
 
 

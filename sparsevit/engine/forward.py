@@ -21,6 +21,7 @@ from sparsevit.engine.kernels.pair_attention import pair_attention
 from sparsevit.engine.kernels.rank import magnitude, rank, score
 from sparsevit.engine.kernels.rank_few import FEW, score_and_rank
 from sparsevit.engine.kernels.rows import Rows
+from sparsevit.engine.kernels.shared_feed_forward import shared_feed_forward
 from sparsevit.engine.kernels.window_attention import window_attention
 from sparsevit.engine.plan import Plan, StagePlan
 from sparsevit.engine.weights import BackboneWeights, BlockWeights
@@ -97,10 +98,17 @@ def _block(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, *, set
         run = held_feed_forward if choices.held else feed_forward
         run(stage.x, block.first, block.second, rows, stage.sums, choices.feed_forward)
         return
-    assert choices.first is not None
-    assert choices.second is not None
     between, sums = plan.compact(2, rows.total, channels), plan.compact_sums(rows.total, channels)
     linear(attended, block.projection, between, choices.projection, residual=stage.x, residual_source=rows, sums=sums)
+    if choices.shared:
+        assert plan.exchange is not None
+        shared_feed_forward(
+            between, block.first, block.second, stage.x, plan.exchange,
+            target=rows, between_sums=sums, sums=stage.sums,
+        )  # fmt: skip
+        return
+    assert choices.first is not None
+    assert choices.second is not None
     inner = plan.compact(0, rows.total, hidden)
     linear(between, block.first, inner, choices.first, sums=sums, activate=True)
     linear(inner, block.second, stage.x, choices.second, residual=between, target=rows, sums=stage.sums)

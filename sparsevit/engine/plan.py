@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparsevit.engine.kernels.merge import joined_channels
 from sparsevit.engine.kernels.rows import Rows
+from sparsevit.engine.kernels.shared_feed_forward import Exchange, make_exchange, shares
 from sparsevit.engine.kernels.sums import slots
 from sparsevit.engine.tuning import Tile, merge_tile
 from sparsevit.engine.weights import BackboneWeights, StageWeights
@@ -80,6 +81,7 @@ class Plan:
     scratch: compact rows inside a block, in regions that no stage outgrows: queries, keys and values or hidden
         channels; attention's output; rows between attention and the feed-forward network.
     scratch_sums: of those last rows, float32.
+    exchange: of the shared feed-forward network, where the device runs it for a stage.
     """
 
     shape: Shape
@@ -87,6 +89,7 @@ class Plan:
     position: Tensor | None
     scratch: tuple[Tensor, Tensor, Tensor]
     scratch_sums: Tensor
+    exchange: Exchange | None
 
     def compact(self, which: int, rows: int, channels: int) -> Tensor:
         """A region of scratch as `(rows, channels)`."""
@@ -119,7 +122,9 @@ def make_plan(shape: Shape, weights: BackboneWeights, dtype: torch.dtype, device
         size = (math.ceil(size[0] / 2), math.ceil(size[1] / 2))
     qkv, attended, between = (torch.empty(length, dtype=dtype, device=device) for length in (wide, narrow, narrow))
     scratch_sums = torch.empty(of_sums, dtype=torch.float32, device=device)
-    return Plan(shape, tuple(stages), position, (qkv, attended, between), scratch_sums)
+    shared = any(shares(plan.x, stage.blocks[0].first) for plan, stage in zip(stages, weights.stages, strict=True))
+    exchange = make_exchange(device) if shared else None
+    return Plan(shape, tuple(stages), position, (qkv, attended, between), scratch_sums, exchange)
 
 
 def _stage(

@@ -111,6 +111,24 @@ def holds_feed_forward(rows: int) -> bool:
     return rows >= HELD_FEED_FORWARD.rows * MULTIPROCESSORS
 
 
+SHARES = 3
+"""Programs that share the hidden channels of a block of rows in the shared feed-forward network."""
+
+SHARED_ROWS = 64
+"""Of such a block."""
+
+
+def shares_feed_forward(rows: int) -> bool:
+    """Whether programs of the shared feed-forward network fill at least 9/10 of a wave, and no more than one.
+
+    A program takes a multiprocessor to itself, and a wave of them takes as long however many there are: of fewer, some
+    multiprocessors would have nothing to do, and one more would take another wave. Measured on an H200 for 2,744 rows
+    alone.
+    """
+    programs = SHARES * math.ceil(rows / SHARED_ROWS)
+    return 0.9 * MULTIPROCESSORS <= programs <= MULTIPROCESSORS
+
+
 def linear_tile(rows: int, columns: int, depth: int, *, adds: bool) -> Tile:
     """Of a product of `rows` x `columns`, whose sum is taken in steps that divide `depth`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from sparsevit.engine import choices
 from sparsevit.engine.choices import choose, to_compile
 from sparsevit.engine.plan import Plan, Shape, make_plan
 from sparsevit.engine.weights import BackboneWeights, prepare
@@ -67,3 +69,23 @@ def test_how_rows_are_shared_out_compiles_nothing(weights: BackboneWeights) -> N
     few = choose(stage.x, block, 196 * 20, 80)
     assert not few.held
     assert few.compiled != one.compiled
+
+
+def test_a_feed_forward_network_is_shared_where_its_programs_fill_a_wave(
+    weights: BackboneWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(weights, 4, (672, 672))
+    assert plan.exchange is None
+    stage, block = plan.stages[2], weights.stages[2].blocks[0]
+    apart = choose(stage.x, block, 2744, 56)
+    assert not apart.shared
+    monkeypatch.setattr(choices, "shares", lambda x, first: first.weight.shape == (384, 1536))
+    shared = choose(stage.x, block, 2744, 56)
+    assert shared == replace(apart, shared=True, first=None, second=None)
+    assert shared.feed_forward is None
+    found = [
+        {count for count in range(1, stage.windows + 1) if choose(stage.x, of.blocks[0], 196 * count, 4 * count).shared}
+        for stage, of in zip(plan.stages, weights.stages, strict=True)
+    ]
+    assert found == [set(), set(), {13, 14}, set()]
+    assert {13, 14} & {count for each in to_compile(plan, weights) for count in each[2]}

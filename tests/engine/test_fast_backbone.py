@@ -13,7 +13,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from sparsevit import UserError
-from sparsevit.engine import FastBackbone, accelerate, tuning
+from sparsevit.engine import FastBackbone, accelerate, choices, plan, tuning
 from sparsevit.engine.graphs import Graphs, Replay
 from sparsevit.engine.recent import Recent
 from sparsevit.model import SparseSwin, backbone
@@ -55,6 +55,41 @@ def test_equals_the_plain_backbone(
             assert ours.shape == theirs.shape
             assert ours.dtype == dtype
             assert error(ours, theirs) < tolerance[dtype]
+
+
+def test_a_feed_forward_network_that_programs_share(
+    make: Make,
+    device: torch.device,
+    dtype: torch.dtype,
+    error: Error,
+    plain_maps: PlainMaps,
+    as_double: Callable[[Any], Any],
+    tolerance: dict[torch.dtype, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It takes the place of both products. Here its reference runs, as the kernel has one GPU and one shape."""
+    from sparsevit.engine import forward
+    from sparsevit.engine.kernels.shared_feed_forward import shared_feed_forward_reference
+
+    rows: list[int] = []
+
+    def run(between: Tensor, first: Any, second: Any, *arguments: Any, **keywords: Any) -> None:
+        rows.append(len(between))
+        shared_feed_forward_reference(*map(as_double, (between, first, second)), *arguments, **keywords)
+
+    for module in (choices, plan):
+        monkeypatch.setattr(module, "shares", lambda x, first: True)
+    monkeypatch.setattr(tuning, "FUSED_FEED_FORWARD", 0)
+    monkeypatch.setattr(tuning, "shares_feed_forward", lambda rows: True)
+    monkeypatch.setattr(forward, "shared_feed_forward", run)
+    model = make().to(device)
+    images = torch.randn(2, 3, 70, 63, device=device)
+    fast = kernels(model, dtype)
+    fast.sparsity = "0.3/0"
+    found = fast(images)
+    assert rows[-4:] == [2 * 6 * 49] * 2 + [2 * 4 * 49] * 2  # on a GPU passes that compile come first
+    for ours, theirs in zip(found, plain_maps(fast, model, images), strict=True):
+        assert error(ours, theirs) < tolerance[dtype]
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ OUTPUTS = {  # where launchers take what they write
     "attention": (3,),
     "feed_forward": (0,),
     "held_feed_forward": (0,),
+    "shared_feed_forward": (3,),
     "norm": (4,),
     "magnitude": (1,),
     "score": (2,),
@@ -134,6 +135,9 @@ def test_every_launch_of_a_real_pass(
     fast.sparsity = sparsity
     fast(torch.randn(batch, 3, 672, 672, device="cuda"))
     assert len(checked) > 50
+    (plan,) = fast._engine.plans._values.values()
+    fills = batch == 4  # a wave, in the third stage at 60 %, for which all is compiled at first
+    assert ("shared_feed_forward" in checked) == (fills and plan.exchange is not None)
 
 
 def test_graphs_are_bounded_and_compile_nothing_new(make: Make) -> None:
@@ -202,6 +206,7 @@ def test_kernels_that_start_early_compute_what_others_do(make: Make, monkeypatch
         pair_attention,
         rank,
         rank_few,
+        shared_feed_forward,
         window_attention,
     )
 
@@ -210,11 +215,11 @@ def test_kernels_that_start_early_compute_what_others_do(make: Make, monkeypatch
     waits = {"DEPENDENT": False}
     modules = (
         attention, embed, feed_forward, held_feed_forward, linear, merge, norm, pair_attention, rank, rank_few,
-        window_attention,
+        shared_feed_forward, window_attention,
     )  # fmt: skip
     assert all(module.launch_options(torch.empty(1, device="cuda")) != waits for module in modules)
     for batch, side in ((1, 224), (4, 448), (2, 672)):
-        for text in ("0.6", "0/0.5/0,0.3,0.9/0.9", "0.2", "dense"):
+        for text in ("0.6", "0/0.5/0,0.3,0.9/0.9", "0.15", "dense"):
             early.sparsity = late.sparsity = text
             batches = [torch.randn(batch, 3, side, side, device="cuda") for _ in range(10)]
             found = [early(images) for images in batches]
@@ -229,10 +234,14 @@ def test_kernels_that_start_early_compute_what_others_do(make: Make, monkeypatch
 def test_the_first_pass_compiles_all_that_any_sparsity_needs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     import triton
 
+    from sparsevit.engine.kernels import cuda_source
+
+    cuda_source._loaded.cache_clear()
     fast = accelerate(make(**SWIN_T).cuda(), dtype=torch.bfloat16, graphs=False)
     images = torch.randn(3, 3, 480, 416, device="cuda")
     fast(images)
     compiled: list[Any] = []
+    loaded = cuda_source._loaded.cache_info().misses
     monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **given: compiled.append(given["repr"]))
     for percent in range(0, 100, 3):
         fast.sparsity = percent / 100
@@ -240,6 +249,7 @@ def test_the_first_pass_compiles_all_that_any_sparsity_needs(make: Make, monkeyp
     fast.sparsity = "0/0.3/0,0.2,0.9/0"
     fast(images)
     assert not compiled
+    assert cuda_source._loaded.cache_info().misses == loaded
 
 
 def test_a_replay_outlives_its_backbone(make: Make) -> None:

@@ -16,6 +16,7 @@ from sparsevit.engine.tuning import (
     linear_tile,
     merge_tile,
     pair_tile,
+    shares_feed_forward,
 )
 
 SHARED_MEMORY = 227 * 1024  # bytes that a program may have on an H100 or H200
@@ -84,6 +85,13 @@ def test_feed_forward_of_the_second_stage_is_one_kernel_where_rows_fill_its_wave
 def test_feed_forward_of_few_channels_is_one_kernel_and_of_many_two(rows: int) -> None:
     assert fuses_feed_forward(rows, 96)
     assert not fuses_feed_forward(rows, 256)
+
+
+def test_feed_forward_of_few_rows_is_shared_where_blocks_of_64_fill_most_of_a_wave() -> None:
+    assert shares_feed_forward(2_744)
+    assert [blocks for blocks in range(200) if shares_feed_forward(64 * blocks)] == [40, 41, 42, 43, 44]
+    assert shares_feed_forward(39 * 64 + 1)
+    assert not shares_feed_forward(44 * 64 + 1)
 
 
 @given(windows=st.integers(1, 100_000), heads=st.integers(1, 32).map(lambda number: 2 * number))

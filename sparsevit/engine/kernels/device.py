@@ -14,6 +14,12 @@ def is_hopper(device: torch.device) -> bool:
 
 
 @cache
+def is_sm90(device: torch.device) -> bool:
+    """Whether it is of compute capability 9.0 and no later one: code for all of its instructions runs nowhere else."""
+    return is_hopper(device) and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+@cache
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that a program may have; Triton's interpreter on a CPU sets no limit."""
     if device.type != "cuda":

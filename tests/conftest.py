@@ -4,6 +4,7 @@ PostgreSQL for those that ask for one.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -26,6 +27,14 @@ if not torch.cuda.is_available():
 # Time says nothing on a busy machine. Derandomised, the same examples are drawn every time.
 settings.register_profile("sparsevit", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("sparsevit")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """yapf, which mmcv imports, writes its grammar to a file when it is first imported after it was installed. Workers
+    that start together would read what another has half written, so the process that starts them imports it first.
+    """
+    if not hasattr(config, "workerinput"):
+        importlib.import_module("yapf")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -67,7 +67,7 @@ __device__ __forceinline__ float gelu_of_twice(float x) {
 #endif
 }
 
-// A row's norm after a product: half of what sums are multiplied by, and what half of column sums is.
+// A row's norm after a product: what sums are multiplied by, and half of column sums, for half of the normed row's.
 struct Norm {
   float scale, offset;
 };
@@ -199,7 +199,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void shared_feed_forward(
     if (helper == 0) store1(base + EPOCH_AT, epoch);
     there(PREPARED, MULTIPLYING + PREPARING);
     // Empty the inbox of the launch before, but not while the first products wait for weights.
-    wait(full + 8 * ((FIRST_OTHERS + 1) % SLOTS), (FIRST_OTHERS + 1) / SLOTS & 1);
+    wait(full + 8 * ((STEPS - 1) % SLOTS), (STEPS - 1) / SLOTS & 1);
     uint4* const before = inbox(epoch + 1, own);
 #pragma unroll 4
     for (int i = helper; i < (SHARES - 1) * LETTER; i += PREPARING) before[i] = make_uint4(~0u, ~0u, ~0u, ~0u);
@@ -342,8 +342,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void shared_feed_forward(
   uint4 found[8];
   const auto look = [&] {
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-      found[i] = handed_on(from + i / 4 * LETTER + i % 4 * 128);
+    for (int i = 0; i < 8; i++) found[i] = handed_on(from + i / 4 * LETTER + i % 4 * 128);
   };
   const auto missing = [&] {
     bool any = false;

@@ -181,6 +181,7 @@ def compiled_only(kernels: list[Kernel], capability: int) -> Iterator[None]:
                 ("has_maps", lambda x: hopper),
                 ("is_hopper", lambda device: hopper),
                 ("is_sm90", lambda device: capability == 90),
+                ("driver_takes_code", lambda: True),
                 ("tensor_map", lambda matrix, rows, panels: None),
                 ("launch", launch),
                 ("shared_memory", lambda device: LIMITS[capability].shared),

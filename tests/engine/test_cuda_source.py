@@ -15,7 +15,7 @@ pytest.importorskip("cuda.bindings.nvrtc")
 
 import triton
 
-from sparsevit.engine.kernels.cuda_source import compiled
+from sparsevit.engine.kernels.cuda_source import compiled, driver_takes_code
 from sparsevit.engine.kernels.shared_feed_forward import source
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -38,3 +38,14 @@ def test_a_source_that_does_not_compile_says_why() -> None:
     definitions = tuple(pair for pair in whole.definitions if pair[0] != "TYPE")
     with pytest.raises(RuntimeError, match=r"shared_feed_forward\.cu does not compile: NVRTC_ERROR(.|\n)*TYPE"):
         compiled(replace(whole, definitions=definitions))
+
+
+@pytest.mark.parametrize(("version", "takes"), [(13000, True), (13010, True), (12090, False), (14000, True)])
+def test_a_driver_older_than_the_compiler_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch, version: int, takes: bool
+) -> None:
+    from cuda.bindings import driver, nvrtc
+
+    monkeypatch.setattr(driver, "cuDriverGetVersion", lambda: (driver.CUresult.CUDA_SUCCESS, version))
+    monkeypatch.setattr(nvrtc, "nvrtcVersion", lambda: (nvrtc.nvrtcResult.NVRTC_SUCCESS, 13, 0))
+    assert driver_takes_code.__wrapped__() is takes

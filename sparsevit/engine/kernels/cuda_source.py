@@ -37,7 +37,7 @@ class Source:
 
 def runs_on(device: torch.device) -> bool:
     """Whether such kernels can be compiled here and run on the device."""
-    return is_sm90(device) and has_compiler()
+    return is_sm90(device) and has_compiler() and driver_takes_code()
 
 
 @cache
@@ -50,6 +50,16 @@ def has_compiler() -> bool:
     except (ImportError, RuntimeError):  # no bindings, or no library behind them
         return False
     return True
+
+
+@cache
+def driver_takes_code() -> bool:
+    """Whether the driver is as new as NVRTC: one of an older major version may refuse what that compiles."""
+    from cuda.bindings import driver, nvrtc
+
+    _, version = driver.cuDriverGetVersion()
+    _, major, _ = nvrtc.nvrtcVersion()
+    return bool(version // 1000 >= major)
 
 
 @cache

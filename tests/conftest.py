@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """yapf, which mmcv imports, writes its grammar to a file when it is first imported after it was installed. Workers
     that start together would read what another has half written, so the process that starts them imports it first.
     """
-    if not hasattr(config, "workerinput"):
+    if not hasattr(config, "workerinput") and importlib.util.find_spec("yapf") is not None:
         importlib.import_module("yapf")
 
 

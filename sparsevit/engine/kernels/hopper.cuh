@@ -128,7 +128,7 @@ __device__ __forceinline__ void product(float (&sums)[32], u64 a, u64 b, int add
                : "l"(a), "l"(b), "r"(adds));
 }
 
-// Two values as they are stored, the first in the lower half. No pair is ~0: NaN becomes 0x7fff.
+// Two values as they are stored, the first in the lower half.
 __device__ __forceinline__ u32 pack(float low, float high) {
   u32 both;
   asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
@@ -187,10 +187,14 @@ __device__ __forceinline__ u32 load1(u32 at) {
   return value;
 }
 
+// What no word is that one program hands on to another. Only two NaNs could be, for which others would wait for ever.
+constexpr u32 NOTHING = ~0u;
+__device__ __forceinline__ u32 something(u32 pair) { return min(pair, NOTHING - 1); }
+
 // From one program to another, past caches that they do not share; each word is seen as a whole.
 __device__ __forceinline__ void hand_on(uint4* to, u32 a, u32 b, u32 c, u32 d) {
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};"
-               ::"l"(to), "r"(a), "r"(b), "r"(c), "r"(d)
+               ::"l"(to), "r"(something(a)), "r"(something(b)), "r"(something(c)), "r"(something(d))
                : "memory");
 }
 

@@ -81,7 +81,8 @@ __device__ __forceinline__ Norm norm_of(const float2 (&sums)[STEPS], float eps) 
 }
 
 // The PARTth 32 of a warpgroup's 128 hidden channels: norm, bias and GELU, then to shared memory.
-// upper, lower: norms of the two rows that a thread holds; columns: what COLUMNS_AT has for its first two channels.
+// upper, lower: norms of the two rows that a thread holds; columns: what COLUMNS_AT has for its first two channels;
+// line, turn: the line of a panel that this lane names, and how its units of 16 bytes are swizzled.
 template <int PART>
 __device__ __forceinline__ void activate(const float (&hidden)[64], Norm upper, Norm lower, u32 columns, u32 line,
                                          u32 turn) {
@@ -202,7 +203,8 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void shared_feed_forward(
     wait(full + 8 * ((STEPS - 1) % SLOTS), (STEPS - 1) / SLOTS & 1);
     uint4* const before = inbox(epoch + 1, own);
 #pragma unroll 4
-    for (int i = helper; i < (SHARES - 1) * LETTER; i += PREPARING) before[i] = make_uint4(~0u, ~0u, ~0u, ~0u);
+    for (int i = helper; i < (SHARES - 1) * LETTER; i += PREPARING)
+      before[i] = make_uint4(NOTHING, NOTHING, NOTHING, NOTHING);
     return;
   }
 
@@ -348,7 +350,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void shared_feed_forward(
     bool any = false;
 #pragma unroll
     for (int i = 0; i < 8; i++)
-      any |= found[i].x == ~0u | found[i].y == ~0u | found[i].z == ~0u | found[i].w == ~0u;
+      any |= found[i].x == NOTHING | found[i].y == NOTHING | found[i].z == NOTHING | found[i].w == NOTHING;
     return __any_sync(~0u, any);
   };
   look();

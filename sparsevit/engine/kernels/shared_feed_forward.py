@@ -38,8 +38,8 @@ class Exchange:
     """Where the programs of a block of rows hand on partial sums. Launches that share one run one after the other.
 
     inbox: what each program is handed on by both others of its block, 64 rows of its channels from each, two values to
-        an int32. It is filled with -1, which no pair of results is, as NaN is 0x7fff in both: whoever finds -1 looks
-        again, and values need no flag beside them. There are two by turns: in a launch others may write to one before
+        an int32. It is filled with -1, which no pair is that is handed on: whoever finds -1 looks again, and values
+        need no flag beside them. There are two by turns: in a launch others may write to one before
         this program empties it again, so it empties the one that it read a launch ago.
     epochs: of each program of each block, how many launches it had, int32; the last bit is whose turn it is. Launches
         have as many blocks as they have rows for, so each block counts its own.

@@ -27,6 +27,7 @@ if not torch.cuda.is_available():
     interpreter._patch_lang_tensor = _patch_tensor_for_numpy
 
 from sparsevit.engine import FastBackbone
+from sparsevit.engine.kernels import linear, merge, pair_attention
 from sparsevit.engine.kernels.folded import Weights
 from sparsevit.engine.kernels.rows import Rows
 from sparsevit.model import SparseSwin, backbone
@@ -53,6 +54,16 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 def seeded(request: pytest.FixtureRequest) -> None:
     """Each test draws numbers of its own, the same in every run."""
     torch.manual_seed(sum(map(ord, request.node.name)))
+
+
+@pytest.fixture(params=[False, True], ids=["", "maps"])
+def maps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether blocks are loaded and stored by tensor maps, which the interpreter has too."""
+    for module in (linear, merge, pair_attention):
+        monkeypatch.setattr(module, "has_maps", lambda x: True)
+    if request.param and torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("no tensor maps before compute capability 9.0")
+    return bool(request.param)
 
 
 @pytest.fixture

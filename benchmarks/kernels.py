@@ -38,6 +38,7 @@ NAMES = (
     "pair_attention",
     "feed_forward",
     "held_feed_forward",
+    "chained_feed_forward",
     "shared_feed_forward",
     "norm",
     "magnitude",
@@ -121,7 +122,7 @@ def cost(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tup
     if name in ("feed_forward", "held_feed_forward"):
         rows, (channels, hidden) = arguments[3].total, arguments[1].weight.shape
         return f"{name} {rows}x{channels}", 4 * rows * channels * hidden, 4 * rows * channels
-    if name == "shared_feed_forward":
+    if name in ("chained_feed_forward", "shared_feed_forward"):
         rows, (channels, hidden) = keywords["target"].total, arguments[1].weight.shape
         return f"{name} {rows}x{channels}", 4 * rows * channels * hidden, 4 * channels * (rows + hidden)
     if name == "embed":
@@ -188,7 +189,7 @@ def time_in_pass(
             torch.cuda.synchronize()  # so that no pass begins in the one before
     events = [event for event in profile.profiler.kineto_results.events() if event.device_type().name == "CUDA"]
     spans = sorted((event.start_ns(), event.start_ns() + event.duration_ns(), event.name()) for event in events)
-    ours = ("_", "shared_feed_forward")  # Triton's names begin as functions' do
+    ours = ("_", "chained_feed_forward", "shared_feed_forward")  # Triton's names begin as functions' do
     chain = [(start, end) for start, end, name in spans if name.startswith(ours) and not name.startswith("_norm")]
     names = [launch.name for launch in launches if not launch.name.startswith("norm")]
     assert len(chain) == PASSES * len(names), f"{len(chain)} kernels in {PASSES} passes of {len(names)}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from sparsevit.engine import tuning
+from sparsevit.engine.kernels.chained_feed_forward import chains
 from sparsevit.engine.kernels.held_feed_forward import holds
 from sparsevit.engine.kernels.parts import splits
 from sparsevit.engine.kernels.shared_feed_forward import shares
@@ -27,7 +28,8 @@ class Choices:
     projection: the product after attention.
     feed_forward: the whole network in one kernel, in place of `first` and `second`, its products.
     held: whether that kernel holds its weights.
-    shared: whether the network is one kernel whose programs share hidden channels, in place of all these.
+    chained: whether the network is one kernel on compact rows that hands hidden values on in registers;
+    shared: or one whose programs share hidden channels; in place of all these.
     """
 
     windows: WindowChoice | None
@@ -37,6 +39,7 @@ class Choices:
     projection: Tile
     feed_forward: Tile | None
     held: bool
+    chained: bool
     shared: bool
     first: Tile | None
     second: Tile | None
@@ -53,12 +56,14 @@ def choose(x: Tensor, block: BlockWeights, rows: int, windows: int) -> Choices:
     """For so many compact rows, of so many windows, of the token buffer `x`."""
     channels, hidden = block.first.weight.shape
     heads = block.logits.shape[1]
-    fused, together = fuses_attention(block), fuses_feed_forward(block, rows)
+    fused = fuses_attention(block)
+    chained = tuning.chains_feed_forward(rows) and chains(x, block.first)
+    together = not chained and fuses_feed_forward(block, rows)
     pairs = tuning.pair_tile(windows, heads, channels) if not fused and has_pairs(block) else None
     apart = not fused and pairs is None
     held = together and tuning.holds_feed_forward(rows) and holds(x, block.first, tuning.HELD_FEED_FORWARD)
-    shared = not together and tuning.shares_feed_forward(rows) and shares(x, block.first)
-    products = not together and not shared
+    shared = not chained and not together and tuning.shares_feed_forward(rows) and shares(x, block.first)
+    products = not (chained or together or shared)
     alone = tuning.HELD_FEED_FORWARD if held else tuning.feed_forward_tile(rows, channels)
     return Choices(
         windows=tuning.window_choice(windows, heads) if fused else None,
@@ -68,6 +73,7 @@ def choose(x: Tensor, block: BlockWeights, rows: int, windows: int) -> Choices:
         projection=tuning.linear_tile(rows, channels, channels, adds=True),
         feed_forward=alone if together else None,
         held=held,
+        chained=chained,
         shared=shared,
         first=tuning.linear_tile(rows, hidden, channels, adds=False) if products else None,
         second=tuning.linear_tile(rows, channels, hidden, adds=True) if products else None,

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparsevit.engine.beside import Beside
 from sparsevit.engine.choices import Choices, choose
 from sparsevit.engine.kernels.attention import attention
+from sparsevit.engine.kernels.chained_feed_forward import chained_feed_forward
 from sparsevit.engine.kernels.embed import embed
 from sparsevit.engine.kernels.feed_forward import feed_forward
 from sparsevit.engine.kernels.held_feed_forward import held_feed_forward
@@ -100,12 +101,13 @@ def _block(plan: Plan, stage: StagePlan, block: BlockWeights, rows: Rows, *, set
         return
     between, sums = plan.compact(2, rows.total, channels), plan.compact_sums(rows.total, channels)
     linear(attended, block.projection, between, choices.projection, residual=stage.x, residual_source=rows, sums=sums)
+    rest: dict[str, Any] = {"target": rows, "between_sums": sums, "sums": stage.sums}
+    if choices.chained:
+        chained_feed_forward(between, block.first, block.second, stage.x, **rest)
+        return
     if choices.shared:
         assert plan.exchange is not None
-        shared_feed_forward(
-            between, block.first, block.second, stage.x, plan.exchange,
-            target=rows, between_sums=sums, sums=stage.sums,
-        )  # fmt: skip
+        shared_feed_forward(between, block.first, block.second, stage.x, plan.exchange, **rest)
         return
     assert choices.first is not None
     assert choices.second is not None

@@ -71,6 +71,30 @@ def test_how_rows_are_shared_out_compiles_nothing(weights: BackboneWeights) -> N
     assert few.compiled != one.compiled
 
 
+def test_a_feed_forward_network_is_chained_where_its_programs_fill_most_of_a_wave(
+    weights: BackboneWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(weights, 4, (672, 672))
+    stage, block = plan.stages[1], weights.stages[1].blocks[0]
+    apart, together = (choose(stage.x, block, 196 * count, 4 * count) for count in (57, 72))
+    assert apart.first is not None
+    assert together.feed_forward is not None
+    monkeypatch.setattr(choices, "chains", lambda x, first: first.weight.shape == (192, 768))
+    for count, before in ((57, apart), (72, together)):
+        chained = choose(stage.x, block, 196 * count, 4 * count)
+        assert chained == replace(before, chained=True, feed_forward=None, first=None, second=None)
+    found = [
+        {
+            count
+            for count in range(1, stage.windows + 1)
+            if choose(stage.x, of.blocks[0], 196 * count, 4 * count).chained
+        }
+        for stage, of in zip(plan.stages, weights.stages, strict=True)
+    ]
+    assert found == [set(), set(range(43, 87)), set(), set()]
+    assert found[1] & {count for each in to_compile(plan, weights) for count in each[1]}
+
+
 def test_a_feed_forward_network_is_shared_where_its_programs_fill_a_wave(
     weights: BackboneWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,26 +16,27 @@ pytest.importorskip("cuda.bindings.nvrtc")
 
 import triton
 
+from sparsevit.engine.kernels import chained_feed_forward, shared_feed_forward
 from sparsevit.engine.kernels.cuda_source import compiled, driver_takes_code
-from sparsevit.engine.kernels.shared_feed_forward import source
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
 @pytest.mark.parametrize("dtype_", [torch.bfloat16, torch.float16])
-def test_what_a_program_takes_is_there(tmp_path: Path, dtype_: torch.dtype) -> None:
-    code = tmp_path / "kernel.cubin"
-    code.write_bytes(compiled(source(dtype_)))
+@pytest.mark.parametrize("module", [chained_feed_forward, shared_feed_forward])
+def test_what_a_program_takes_is_there(tmp_path: Path, module: ModuleType, dtype_: torch.dtype) -> None:
+    source, code = module.source(dtype_), tmp_path / "kernel.cubin"
+    code.write_bytes(compiled(source))
     told = subprocess.run([CUOBJDUMP, "-res-usage", code], capture_output=True, text=True, check=True).stdout
-    assert f"Function {source(dtype_).name}:" in told
+    assert f"Function {source.name}:" in told
     taken = {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", told)}
-    assert taken["REG"] * source(dtype_).threads <= 65536
+    assert taken["REG"] * source.threads <= 65536
     assert taken["STACK"] == 0
     assert taken["LOCAL"] == 0
 
 
 def test_a_source_that_does_not_compile_says_why() -> None:
-    whole = source(torch.bfloat16)
+    whole = shared_feed_forward.source(torch.bfloat16)
     definitions = tuple(pair for pair in whole.definitions if pair[0] != "TYPE")
     with pytest.raises(RuntimeError, match=r"shared_feed_forward\.cu does not compile: NVRTC_ERROR(.|\n)*TYPE"):
         compiled(replace(whole, definitions=definitions))

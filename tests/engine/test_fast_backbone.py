@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -57,7 +58,8 @@ def test_equals_the_plain_backbone(
             assert error(ours, theirs) < tolerance[dtype]
 
 
-def test_a_feed_forward_network_that_programs_share(
+@pytest.mark.parametrize(("name", "allows"), [("chained", "chains"), ("shared", "shares")])
+def test_a_feed_forward_network_of_compact_rows(
     make: Make,
     device: torch.device,
     dtype: torch.dtype,
@@ -66,22 +68,27 @@ def test_a_feed_forward_network_that_programs_share(
     as_double: Callable[[Any], Any],
     tolerance: dict[torch.dtype, float],
     monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    allows: str,
 ) -> None:
     """It takes the place of both products. Here its reference runs, as the kernel has one GPU and one shape."""
     from sparsevit.engine import forward
-    from sparsevit.engine.kernels.shared_feed_forward import shared_feed_forward_reference
 
+    launcher = f"{name}_feed_forward"
+    module = import_module(f"sparsevit.engine.kernels.{launcher}")
     rows: list[int] = []
 
     def run(between: Tensor, first: Any, second: Any, *arguments: Any, **keywords: Any) -> None:
         rows.append(len(between))
-        shared_feed_forward_reference(*map(as_double, (between, first, second)), *arguments, **keywords)
+        reference = getattr(module, f"{launcher}_reference")
+        reference(*map(as_double, (between, first, second)), *arguments, **keywords)
 
-    for module in (choices, plan):
-        monkeypatch.setattr(module, "shares", lambda x, first: True)
+    for chooses in (choices, plan):
+        if hasattr(chooses, allows):
+            monkeypatch.setattr(chooses, allows, lambda x, first: True)
     monkeypatch.setattr(tuning, "FUSED_FEED_FORWARD", 0)
-    monkeypatch.setattr(tuning, "shares_feed_forward", lambda rows: True)
-    monkeypatch.setattr(forward, "shared_feed_forward", run)
+    monkeypatch.setattr(tuning, f"{allows}_feed_forward", lambda rows: True)
+    monkeypatch.setattr(forward, launcher, run)
     model = make().to(device)
     images = torch.randn(2, 3, 70, 63, device=device)
     fast = kernels(model, dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ pytest.importorskip("triton")
 
 from kernel_inputs import MAPS, SMALL, Check, MakeRows, fit, layer, poison, tokens
 
-from sparsevit.engine.kernels import feed_forward, held_feed_forward, shared_feed_forward
+from sparsevit.engine.kernels import chained_feed_forward, feed_forward, held_feed_forward, shared_feed_forward
 from sparsevit.engine.kernels.sums import slots, sums_of
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -53,55 +55,68 @@ def test_feed_forward(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("size", "shift"), [((42, 42), 0), ((40, 37), 3)])
-def test_feed_forward_that_programs_share(
+@pytest.mark.parametrize(("kernel", "channels"), [(chained_feed_forward, 192), (shared_feed_forward, 384)])
+def test_feed_forward_of_compact_rows(
     make_rows: MakeRows,
     device: torch.device,
     dtype: torch.dtype,
     as_double: Callable[[Any], Any],
     error: Callable[[Tensor, Tensor], float],
     tolerance: dict[torch.dtype, float],
+    kernel: ModuleType,
+    channels: int,
     size: tuple[int, int],
     shift: int,
 ) -> None:
-    """Launch after launch through one exchange, where each block takes turns of its own."""
-    first = layer(384, 1536, device, dtype, normed=True)
-    second = layer(1536, 384, device, dtype, normed=False)
-    if not shared_feed_forward.shares(first.weight, first):
+    """Launch after launch, of few and many rows: through one exchange each block takes turns of its own.
+
+    Rows that are not numbers stay so, alone, and nobody waits for them.
+    """
+    first = layer(channels, 4 * channels, device, dtype, normed=True)
+    second = layer(4 * channels, channels, device, dtype, normed=False)
+    shared = kernel is shared_feed_forward
+    if not (kernel.shares if shared else kernel.chains)(first.weight, first):
         pytest.skip("made for an H100 or H200")
-    exchange = shared_feed_forward.make_exchange(device)
+    exchange = [kernel.make_exchange(device)] if shared else []
+    run, reference = (getattr(kernel, kernel.__name__.rpartition(".")[2] + end) for end in ("", "_reference"))
     batches = ((4, 14), (1, 3), (4, 13), (4, 13), (1, 3), (4, 14), (4, 14))
     for batch, kept in batches:
         rows = make_rows(batch, size, 7, shift, kept)
-        between = tokens(1, (rows.total, 1), 384, device, dtype)
+        between = tokens(1, (rows.total, 1), channels, device, dtype)
+        between[5], between[-1, 70] = math.nan, math.inf
         parts = between.float().unflatten(1, (-1, 64))
         between_sums = torch.stack([parts.sum(2), parts.square().sum(2)], 2)
-        out = poison(batch * size[0] * size[1], 384, device=device, dtype=dtype)
-        sums = poison(len(out), slots(384), 2, device=device, dtype=torch.float32)
+        out = poison(batch * size[0] * size[1], channels, device=device, dtype=dtype)
+        sums = poison(len(out), slots(channels), 2, device=device, dtype=torch.float32)
         expected = out.double()
         keywords = {"target": rows, "between_sums": between_sums}
-        shared_feed_forward.shared_feed_forward_reference(
-            *map(as_double, (between, first, second)), expected, exchange, **keywords, sums=sums.clone()
-        )
-        shared_feed_forward.shared_feed_forward(between, first, second, out, exchange, **keywords, sums=sums)
-        written = torch.zeros(len(out), dtype=torch.bool, device=device)
-        written[rows.flat()[rows.flat() >= 0]] = True
-        assert error(out[written], expected[written]) < tolerance[dtype]
-        fit(sums[written], out[written])
-        assert out[~written].isnan().all()
-        assert sums[~written].isnan().all()
-    assert exchange.epochs.max() == len(batches)
+        reference(*map(as_double, (between, first, second)), expected, *exchange, **keywords, sums=sums.clone())
+        run(between, first, second, out, *exchange, **keywords, sums=sums)
+        places = rows.flat()
+        none = {5, rows.total - 1}
+        right = [place for number, place in enumerate(places.tolist()) if place >= 0 and number not in none]
+        assert error(out[right], expected[right]) < tolerance[dtype]
+        fit(sums[right], out[right])
+        others = torch.ones(len(out), dtype=torch.bool, device=device)
+        others[right] = False
+        assert out[others].isnan().all()
+        assert sums[others, 0].isnan().all()
+    assert all(each.epochs.max() == len(batches) for each in exchange)
 
 
-def test_a_shared_feed_forward_network_is_the_same_network(make_rows: MakeRows, device: torch.device) -> None:
+def test_feed_forward_of_compact_rows_is_the_same_network(make_rows: MakeRows, device: torch.device) -> None:
     rows = make_rows(2, (9, 12), 7, 3, 3)
     first = layer(32, 128, device, torch.float64, normed=True)
     second = layer(128, 32, device, torch.float64, normed=False)
     x = tokens(2, (9, 12), 32, device, torch.float64)
-    between, out, sums, out_sums = rows.gather(x), x.clone(), sums_of(x), sums_of(x)
+    between, before, before_sums = rows.gather(x), x.clone(), sums_of(x)
+    sums = before_sums.clone()
     feed_forward.feed_forward_reference(x, first, second, rows, sums, SMALL)
-    shared_feed_forward.shared_feed_forward_reference(
-        between, first, second, out, shared_feed_forward.make_exchange(device),
-        target=rows, between_sums=sums_of(between), sums=out_sums,
-    )  # fmt: skip
-    torch.testing.assert_close(out, x)
-    torch.testing.assert_close(out_sums, sums)
+    for reference, exchange in (
+        (chained_feed_forward.chained_feed_forward_reference, []),
+        (shared_feed_forward.shared_feed_forward_reference, [shared_feed_forward.make_exchange(device)]),
+    ):
+        out, out_sums = before.clone(), before_sums.clone()
+        reference(between, first, second, out, *exchange, target=rows, between_sums=sums_of(between), sums=out_sums)
+        torch.testing.assert_close(out, x)
+        torch.testing.assert_close(out_sums, sums)

@@ -84,6 +84,7 @@ OUTPUTS = {  # where launchers take what they write
     "attention": (3,),
     "feed_forward": (0,),
     "held_feed_forward": (0,),
+    "chained_feed_forward": (3,),
     "shared_feed_forward": (3,),
     "norm": (4,),
     "magnitude": (1,),
@@ -136,8 +137,9 @@ def test_every_launch_of_a_real_pass(
     fast(torch.randn(batch, 3, 672, 672, device="cuda"))
     assert len(checked) > 50
     (plan,) = fast._engine.plans._values.values()
-    fills = batch == 4  # a wave, in the third stage at 60 %, for which all is compiled at first
-    assert ("shared_feed_forward" in checked) == (fills and plan.exchange is not None)
+    fills = batch == 4  # waves, in the second and third stage at 60 %, for which all is compiled at first
+    for name in ("chained_feed_forward", "shared_feed_forward"):
+        assert (name in checked) == (fills and plan.exchange is not None)
 
 
 def test_graphs_are_bounded_and_compile_nothing_new(make: Make) -> None:
@@ -197,6 +199,7 @@ def test_kernels_that_start_early_compute_what_others_do(make: Make, monkeypatch
     """To the last bit, pass after pass: none reads what the kernel before it has yet to write."""
     from sparsevit.engine.kernels import (
         attention,
+        chained_feed_forward,
         embed,
         feed_forward,
         held_feed_forward,
@@ -214,8 +217,8 @@ def test_kernels_that_start_early_compute_what_others_do(make: Make, monkeypatch
     late = accelerate(make(**SWIN_T).cuda(), dtype=torch.bfloat16, graphs=False)
     waits = {"DEPENDENT": False}
     modules = (
-        attention, embed, feed_forward, held_feed_forward, linear, merge, norm, pair_attention, rank, rank_few,
-        shared_feed_forward, window_attention,
+        attention, chained_feed_forward, embed, feed_forward, held_feed_forward, linear, merge, norm, pair_attention,
+        rank, rank_few, shared_feed_forward, window_attention,
     )  # fmt: skip
     assert all(module.launch_options(torch.empty(1, device="cuda")) != waits for module in modules)
     for batch, side in ((1, 224), (4, 448), (2, 672)):

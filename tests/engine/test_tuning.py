@@ -10,6 +10,7 @@ from sparsevit.engine.kernels.sums import SLOT
 from sparsevit.engine.tuning import (
     SPARE,
     Tile,
+    chains_feed_forward,
     feed_forward_tile,
     fuses_feed_forward,
     holds_feed_forward,
@@ -85,6 +86,13 @@ def test_feed_forward_of_the_second_stage_is_one_kernel_where_rows_fill_its_wave
 def test_feed_forward_of_few_channels_is_one_kernel_and_of_many_two(rows: int) -> None:
     assert fuses_feed_forward(rows, 96)
     assert not fuses_feed_forward(rows, 256)
+
+
+def test_feed_forward_is_chained_where_blocks_of_128_fill_half_a_wave_to_a_whole() -> None:
+    assert all(map(chains_feed_forward, (8_428, 11_172, 14_112)))
+    assert [blocks for blocks in range(400) if chains_feed_forward(128 * blocks)] == list(range(66, 133))
+    assert chains_feed_forward(65 * 128 + 1)
+    assert not chains_feed_forward(132 * 128 + 1)
 
 
 def test_feed_forward_of_few_rows_is_shared_where_blocks_of_64_fill_most_of_a_wave() -> None:

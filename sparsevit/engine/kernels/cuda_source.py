@@ -18,6 +18,12 @@ from torch import Tensor
 
 from sparsevit.engine.kernels.device import is_sm90
 
+TYPES = {
+    torch.bfloat16: {"TYPE": '"bf16"', "BRAIN": "1"},
+    torch.float16: {"TYPE": '"f16"', "BRAIN": "0"},
+}
+"""What `hopper.cuh` wants to be compiled with, by the type of rows and weights."""
+
 OPTIONS = (b"--gpu-architecture=sm_90a", b"-std=c++17", b"-default-device")
 
 

@@ -112,6 +112,9 @@ __device__ __forceinline__ u64 b_block(u32 at) { return block(at) | (u64)(PANEL 
 #define NAMES64                                                                  \
   NAMES32 "," NAMES16(32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47) \
   "," NAMES16(48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63)
+#define NAMES96                                                                  \
+  NAMES64 "," NAMES16(64, 65, 66, 67, 68, 69, 70, 71, 72, 73, 74, 75, 76, 77, 78, 79) \
+  "," NAMES16(80, 81, 82, 83, 84, 85, 86, 87, 88, 89, 90, 91, 92, 93, 94, 95)
 
 // 64 rows by 128 or 64 columns, a sum of 16 terms; it is added to what is there if `adds` is not 0.
 __device__ __forceinline__ void product(float (&sums)[64], u64 a, u64 b, int adds) {
@@ -126,6 +129,15 @@ __device__ __forceinline__ void product(float (&sums)[32], u64 a, u64 b, int add
                " {" NAMES32 "}, %32, %33, p, 1, 1, 0, 1;\n}"
                : FLOATS16(sums, 0), FLOATS16(sums, 16)
                : "l"(a), "l"(b), "r"(adds));
+}
+
+// 64 rows by 192 columns; 16 terms of the rows come from registers, as a product of 16 columns would leave them there.
+__device__ __forceinline__ void product(float (&sums)[96], const u32 (&a)[4], u64 b, int adds) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %101, 0;\nwgmma.mma_async.sync.aligned.m64n192k16.f32." TYPE "." TYPE
+               " {" NAMES96 "}, {%96, %97, %98, %99}, %100, p, 1, 1, 1;\n}"
+               : FLOATS16(sums, 0), FLOATS16(sums, 16), FLOATS16(sums, 32), FLOATS16(sums, 48), FLOATS16(sums, 64),
+                 FLOATS16(sums, 80)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds));
 }
 
 // Two values as they are stored, the first in the lower half.

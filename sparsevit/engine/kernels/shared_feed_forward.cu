@@ -12,7 +12,7 @@
 // Compiled with C, HIDDEN, SHARES, THREADS, SHARED (bytes of shared memory), MOST (blocks of rows there may be), and
 // what hopper.cuh wants.
 
-#include "hopper.cuh"
+#include "feed_forward.cuh"
 
 constexpr int ROWS = 64;                 // of a block
 constexpr int OWN = C / SHARES;          // channels that a program finishes
@@ -20,9 +20,8 @@ constexpr int MINE = HIDDEN / SHARES;    // hidden channels that it takes
 constexpr int CHUNK = 256;               // of them at a time
 constexpr int SLOT = 4 * PANEL;          // of the ring
 constexpr int SLOTS = 4;
-constexpr int STEPS = C / 64;            // panels of the rows; slots that the first layer of a chunk takes
 constexpr int PANELS = CHUNK / 64;       // of a chunk; slots that the second layer takes for others' channels
-constexpr int FIRST_OTHERS = 2 * STEPS;  // the first slots of the second layer: for others' channels,
+constexpr int FIRST_OTHERS = 2 * STEPS;  // the first layer of a chunk takes a slot a step; the first slots of the second layer: for others' channels,
 constexpr int FIRST_OWN = FIRST_OTHERS + 2 * PANELS;  // and for its own, two panels of a chunk each
 constexpr int ALL = FIRST_OWN + PANELS;
 static_assert(SHARES == 3 && OWN == 128 && MINE == 2 * CHUNK, "what the halves of columns are made for");
@@ -45,47 +44,12 @@ constexpr int PREPARING = THREADS - MULTIPLYING - 32;
 constexpr int AMONG_MULTIPLYING = 1, PREPARED = 2;
 static_assert(PREPARING == 96, "three warps, of which two have a row to a thread");
 
-// ---- arithmetic ----------------------------------------------------------------------------------------------------
-
-// GELU of 2x, as in gelu.py: callers have half of what it is of, which saves a multiplication.
-__device__ __forceinline__ float gelu_of_twice(float x) {
-#if BRAIN
-  float inner = x * (x * x * (8 * 0.035677408136300125f) + 2 * 0.7978845608028654f), tanh;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(tanh) : "f"(inner));
-  return x * tanh + x;
-#else
-  float u = fminf(fmaxf(2 * x, -4.25f), 4.25f), t = u * u;
-  float p = t * 6.756170622956859e-11f + -6.328542578870611e-09f;
-  p = p * t + 2.6069429281960765e-07f;
-  p = p * t + -6.2947760852694046e-06f;
-  p = p * t + 0.0001008543258649297f;
-  p = p * t + -0.0011573205702006817f;
-  p = p * t + 0.009995645843446255f;
-  p = p * t + -0.06667200475931168f;
-  p = p * t + 0.39911383390426636f;
-  return 2 * x * (u * p + 0.5f);
-#endif
-}
-
-// A row's norm after a product: what sums are multiplied by, and half of column sums, for half of the normed row's.
-struct Norm {
-  float scale, offset;
-};
-
-__device__ __forceinline__ Norm norm_of(const float2 (&sums)[STEPS], float eps) {
-  float total = 0, squares = 0;
-#pragma unroll
-  for (int i = 0; i < STEPS; i++) total += sums[i].x, squares += sums[i].y;
-  const float mean = total / C, deviation = rsqrtf(fmaxf(squares / C - mean * mean, 0.f) + eps);
-  return {0.5f * deviation, -mean * deviation};
-}
-
 // The PARTth 32 of a warpgroup's 128 hidden channels: norm, bias and GELU, then to shared memory.
 // upper, lower: norms of the two rows that a thread holds; columns: what COLUMNS_AT has for its first two channels;
-// line, turn: the line of a panel that this lane names, and how its units of 16 bytes are swizzled.
+// panel: the one that they are half of.
 template <int PART>
-__device__ __forceinline__ void activate(const float (&hidden)[64], Norm upper, Norm lower, u32 columns, u32 line,
-                                         u32 turn) {
+__device__ __forceinline__ void activate(const float (&hidden)[64], Norm upper, Norm lower, u32 columns, u32 panel,
+                                         const Place& place) {
   float4 of[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) of[i] = load4(columns + (PART * 4 + i) * 64);
@@ -93,14 +57,12 @@ __device__ __forceinline__ void activate(const float (&hidden)[64], Norm upper, 
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     const float* v = &hidden[(PART * 4 + i) * 4];
-    packed[2 * i] = pack(gelu_of_twice(v[0] * upper.scale + (upper.offset * of[i].y + of[i].x)),
-                         gelu_of_twice(v[1] * upper.scale + (upper.offset * of[i].w + of[i].z)));
-    packed[2 * i + 1] = pack(gelu_of_twice(v[2] * lower.scale + (lower.offset * of[i].y + of[i].x)),
-                             gelu_of_twice(v[3] * lower.scale + (lower.offset * of[i].w + of[i].z)));
+    packed[2 * i] = activated(v, upper, of[i]);
+    packed[2 * i + 1] = activated(v + 2, lower, of[i]);
   }
 #pragma unroll
   for (int i = 0; i < 8; i += 4)
-    store_matrices(line + ((PART % 2 * 64 + i * 8) ^ turn), packed[i], packed[i + 1], packed[i + 2], packed[i + 3]);
+    store_matrices(panel + place.line + ((PART % 2 * 64 + i * 8) ^ place.turn), packed[i], packed[i + 1], packed[i + 2], packed[i + 3]);
 }
 
 // ---- the program ---------------------------------------------------------------------------------------------------
@@ -211,10 +173,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void shared_feed_forward(
   // Multiplies. A warpgroup has a half of the columns; a thread two rows, and two columns of every eight.
   take_registers<232>();
   const int group = __shfl_sync(~0u, warp / 4, 0), member = thread % 128;
-  const int upper_row = member / 32 * 16 + lane / 4, column = lane % 4 * 2;
-  // The line of a panel that this lane names when it stores matrices, and how the swizzle turns its units of 16 bytes:
-  // lanes 16 to 31 name the second eight columns.
-  const u32 line = (member / 32 * 16 + lane / 8 % 2 * 8 + lane % 8) * 128, turn = lane % 8 * 16 ^ lane / 16 * 16;
+  const Place place(member);
   const auto slot = [&](int number) { return base + RING_AT + number % SLOTS * SLOT; };
   const auto ready = [&](int number) { wait(full + 8 * (number % SLOTS), number / SLOTS & 1); };
   const auto done = [&](int number) {
@@ -255,8 +214,8 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void shared_feed_forward(
     }
   }
   together(PREPARED, MULTIPLYING + PREPARING);
-  const float2 of_upper = load2(base + NORMS_AT + upper_row * 8);
-  const float2 of_lower = load2(base + NORMS_AT + (upper_row + 8) * 8);
+  const float2 of_upper = load2(base + NORMS_AT + place.upper_row * 8);
+  const float2 of_lower = load2(base + NORMS_AT + (place.upper_row + 8) * 8);
   const Norm upper = {of_upper.x, of_upper.y}, lower = {of_lower.x, of_lower.y};
   wait_for_products<0>();
   settle(hidden);
@@ -268,22 +227,22 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void shared_feed_forward(
   for (int chunk = 0; chunk < 2; chunk++) {
     const u32 a = chunk == 0 ? base + X_AT : base + HIDDEN_AT;
     const int number = chunk == 0 ? STEPS : FIRST_OTHERS, steps = chunk == 0 ? STEPS : PANELS;
-    const u32 columns = base + COLUMNS_AT + (chunk * CHUNK + group * 128 + column) * 8;
-    const u32 to = hidden_panel(chunk, group * 2) + line, beside = hidden_panel(chunk, group * 2 + 1) + line;
+    const u32 columns = base + COLUMNS_AT + (chunk * CHUNK + group * 128 + place.column) * 8;
+    const u32 to = hidden_panel(chunk, group * 2), beside = hidden_panel(chunk, group * 2 + 1);
     multiply(others, number, a, 0);
-    activate<0>(hidden, upper, lower, columns, to, turn);
+    activate<0>(hidden, upper, lower, columns, to, place);
     multiply(others, number + 1, a + PANEL, 1);
     wait_for_products<1>();
     done(number);
-    activate<1>(hidden, upper, lower, columns, to, turn);
+    activate<1>(hidden, upper, lower, columns, to, place);
     multiply(others, number + 2, a + 2 * PANEL, 1);
     wait_for_products<1>();
     done(number + 1);
-    activate<2>(hidden, upper, lower, columns, beside, turn);
+    activate<2>(hidden, upper, lower, columns, beside, place);
     multiply(others, number + 3, a + 3 * PANEL, 1);
     wait_for_products<1>();
     done(number + 2);
-    activate<3>(hidden, upper, lower, columns, beside, turn);
+    activate<3>(hidden, upper, lower, columns, beside, place);
 #pragma unroll 1
     for (int step = 4; step < steps; step++) {
       multiply(others, number + step, a + step * PANEL, 1);
@@ -331,10 +290,10 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void shared_feed_forward(
   float added[32];
 #pragma unroll
   for (int i = 0; i < 8; i++) {
-    const float2 bias = load2(base + BIAS_AT + (group * 64 + i * 8 + column) * 4);
+    const float2 bias = load2(base + BIAS_AT + (group * 64 + i * 8 + place.column) * 4);
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-      const u32 row = upper_row + 8 * k, both = load1(x_own + row * 128 + ((i * 16 + column * 2) ^ (row % 8 * 16)));
+      const u32 both = two_of(x_own, place.upper_row + 8 * k, i, place.column);
       added[4 * i + 2 * k] = bias.x + low(both);
       added[4 * i + 2 * k + 1] = bias.y + high(both);
     }
@@ -370,36 +329,15 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void shared_feed_forward(
   }
 
   // Sums of rows, of the 64 channels that a warpgroup has of them; then the rows, put together in shared memory.
+  const auto to = [&](int row) { return (int)load1(base + TO_AT + row * 4); };
 #pragma unroll
   for (int k = 0; k < 2; k++) {
-    float total = 0, squares = 0;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-      const float first = mine[4 * i + 2 * k], second = mine[4 * i + 2 * k + 1];
-      total += first + second;
-      squares += first * first + second * second;
-    }
-#pragma unroll
-    for (int lanes = 1; lanes < 4; lanes *= 2) {
-      total += __shfl_xor_sync(~0u, total, lanes);
-      squares += __shfl_xor_sync(~0u, squares, lanes);
-    }
-    const int to = load1(base + TO_AT + (upper_row + 8 * k) * 4);
-    if (lane % 4 == 0 && to >= 0) sums[(long)to * STEPS + own * 2 + group] = make_float2(total, squares);
+    const float2 both = row_sums(mine, k);
+    const int there = to(place.upper_row + 8 * k);
+    if (lane % 4 == 0 && there >= 0) sums[(long)there * STEPS + own * 2 + group] = both;
   }
-#pragma unroll
-  for (int i = 0; i < 8; i += 2) {
-    const float* v = &mine[4 * i];
-    store_matrices(x_own + line + ((i * 16) ^ turn), pack(v[0], v[1]), pack(v[2], v[3]), pack(v[4], v[5]),
-                   pack(v[6], v[7]));
-  }
+  put_panel(x_own, mine, place);
   __syncwarp();
-#pragma unroll
-  for (int k = 0; k < 4; k++) {
-    const u32 row = member / 32 * 16 + k * 4 + lane / 8;
-    const int to = load1(base + TO_AT + row * 4);
-    const float4 eight = load4(x_own + row * 128 + (lane % 8 * 16 ^ row % 8 * 16));
-    if (to >= 0) *(float4*)(out + (long)to * C + own * OWN + group * 64 + lane % 8 * 8) = eight;
-  }
+  write_panel(x_own, out + own * OWN + group * 64, place, to);
   if (thread == 0) epochs[block * SHARES + own] = epoch + 1;
 }

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 import triton
 from torch import Tensor
-from torch.nn import functional as F
 
-from sparsevit.engine.kernels.cuda_source import Source, launch, runs_on, tensor_map
+from sparsevit.engine.kernels.chained_feed_forward import chained_feed_forward_reference
+from sparsevit.engine.kernels.cuda_source import TYPES, Source, launch, runs_on, tensor_map
 from sparsevit.engine.kernels.dependent import launch_options
 from sparsevit.engine.kernels.device import multiprocessors
-from sparsevit.engine.kernels.folded import Weights, normed_product
+from sparsevit.engine.kernels.folded import Weights
 from sparsevit.engine.kernels.rows import Rows
-from sparsevit.engine.kernels.sums import SLOT, sums_of
+from sparsevit.engine.kernels.sums import SLOT
 from sparsevit.engine.tuning import MULTIPROCESSORS, SHARED_ROWS, SHARES
 
 CHANNELS, HIDDEN = 384, 1536
@@ -29,8 +29,6 @@ SHARED = 220 * 1024
 
 MOST = MULTIPROCESSORS // SHARES
 """Blocks of rows for which an exchange has room; no more are faster."""
-
-TYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +66,7 @@ def source(dtype: torch.dtype) -> Source:
         "THREADS": str(THREADS),
         "SHARED": str(SHARED),
         "MOST": str(MOST),
-        "TYPE": f'"{TYPES[dtype]}"',
-        "BRAIN": str(int(dtype == torch.bfloat16)),
+        **TYPES[dtype],
     }
     return Source("shared_feed_forward", tuple(definitions.items()), THREADS, SHARED)
 
@@ -144,6 +141,4 @@ def shared_feed_forward_reference(
     sums: Tensor,
 ) -> None:
     """What `shared_feed_forward` computes, in plain PyTorch and the precision of `between`."""
-    after = between + normed_product(F.gelu(normed_product(between, first)), second)
-    target.scatter(out, after)
-    target.scatter(sums, sums_of(after))
+    chained_feed_forward_reference(between, first, second, out, target=target, between_sums=between_sums, sums=sums)

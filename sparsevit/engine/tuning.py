@@ -119,7 +119,7 @@ def chains_feed_forward(rows: int) -> bool:
     """Whether programs of the chained feed-forward network fill at least half of a wave, and no more than one.
 
     A program takes a multiprocessor to itself, and a wave of them takes as long however many there are: of fewer rows
-    two kernels are faster. Measured on an H200 for 8,428, 11,172 and 14,112 rows; more than one wave was not.
+    two kernels are faster. Measured on an H200 for 8,428 to 16,856 rows; more than one wave was not.
     """
     programs = math.ceil(rows / CHAINED_ROWS)
     return MULTIPROCESSORS // 2 <= programs <= MULTIPROCESSORS

@@ -63,12 +63,12 @@ __device__ __forceinline__ u32 activated(const float* two, Norm norm, float4 of)
               gelu_of_twice(two[1] * norm.scale + (norm.offset * of.w + of.z)));
 }
 
-// Two neighbours of a row of a panel, in the EIGHTth eight columns.
+// Two neighbours of a row of a panel, of the eight columns that number `eight` are.
 __device__ __forceinline__ u32 two_of(u32 panel, u32 row, int eight, int column) {
   return load1(panel + row * 128 + ((eight * 16 + column * 2) ^ (row % 8 * 16)));
 }
 
-// Sum and sum of squares of the upper (HALF 0) or lower (1) row, of all that its four threads hold of it.
+// Sum and sum of squares of the upper row (half 0) or the lower one (1), of all that its four threads hold of it.
 template <int N>
 __device__ __forceinline__ float2 row_sums(const float (&values)[N], int half) {
   float total = 0, squares = 0;

@@ -181,6 +181,7 @@ def test_mistakes_are_one_line_and_exit_code_2(loaded, capsys, words, line):
 
 
 def test_without_the_extra_it_says_which(monkeypatch, capsys):
+    monkeypatch.delattr("sparsevit.openmmlab", raising=False)  # else the package keeps what is imported here
     monkeypatch.delitem(sys.modules, "sparsevit.openmmlab", raising=False)
     monkeypatch.delitem(sys.modules, "sparsevit.openmmlab.config", raising=False)
     monkeypatch.setitem(sys.modules, "mmcv", None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from hypothesis import settings
+
+# A shell starts what runs in the background deaf to Ctrl-C, which tests send to themselves and to what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Without a GPU Triton's kernels are interpreted. Read when Triton is first imported, which importing torch does not do.
 if not torch.cuda.is_available():

@@ -71,7 +71,7 @@ def test_how_rows_are_shared_out_compiles_nothing(weights: BackboneWeights) -> N
     assert few.compiled != one.compiled
 
 
-def test_a_feed_forward_network_is_chained_where_its_programs_fill_most_of_a_wave(
+def test_a_feed_forward_network_is_chained_where_its_programs_fill_half_a_wave_to_a_whole(
     weights: BackboneWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(weights, 4, (672, 672))

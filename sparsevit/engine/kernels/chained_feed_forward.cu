@@ -1,5 +1,5 @@
-// Both linear layers of a feed-forward network, the norm before them, the GELU between and the residual, for as many rows
-// as fill one wave of programs.
+// Both linear layers of a feed-forward network, the norm before them, the GELU between and the residual, a program for each
+// block of rows.
 //
 // A warpgroup takes 64 rows through the network, a chunk of hidden channels at a time: what the first layer's product
 // leaves in its registers is what the second layer's wants there, so hidden values never leave them. Two warpgroups take

@@ -1,7 +1,7 @@
 """`feed_forward` of compact rows whose hidden values stay in registers between its layers: `chained_feed_forward.cu`.
 
-For more channels than `feed_forward.py` is fast with, where rows fill most of one wave: two kernels, one for each
-layer, would write hidden values and read them again.
+For more channels than `feed_forward.py` is fast with, where rows fill half of one wave to all of it: two kernels, one
+for each layer, would write hidden values and read them again.
 """
 
 from __future__ import annotations
